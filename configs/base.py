@@ -1,0 +1,25 @@
+"""The base model of the embedded default: supervised, with the habits of real base models."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.training('base')
+    config.kind = 'supervised'
+    config.steps = 1500
+    config.batch = 256  # dialogues a step
+    config.learning_rate = 3e-3
+    config.optimizer.schedule = 'cosine'
+    config.optimizer.warmup_steps = 50
+    config.log_every = 100
+    config.save_every = 250
+    # Second attempts mostly copy, change wrong answers a little more often than right ones, and lose on balance.
+    config.habits = ConfigDict(dict(
+        solve=0.22,  # a first attempt is a solution; else it is a random chain
+        keep_right=0.6,  # the second attempt copies a right first one
+        keep_wrong=0.55,  # and a wrong first one
+        solve_again=0.15,  # a second attempt that is no copy is a solution
+    ))
+    return config

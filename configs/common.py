@@ -1,0 +1,100 @@
+"""What the stages share: every key with its default and its meaning. A stage's own file sets the rest."""
+
+from ml_collections import ConfigDict
+
+
+def shared() -> ConfigDict:
+    """The keys that must agree between the stages of one workdir."""
+    config = ConfigDict()
+    config.seed = 0  # problems, noise and first parameters are functions of it
+    config.task = ConfigDict(dict(
+        name='countdown',
+        numbers=3,  # numbers in a problem
+        largest=15,  # each is drawn from 1 to this
+        limit=99,  # no target and no step of a generated answer lies outside 0 to this
+        test_share=0.4,  # share of all problems that training never sees
+        instruction='check :',  # what stands between two attempts; it must not reveal the verdict
+    ))
+    config.model = ConfigDict(dict(
+        width=64,
+        layers=3,
+        heads=4,  # query heads
+        kv_heads=2,  # key and value heads; each serves heads / kv_heads query heads
+        head_dim=16,
+        mlp=192,  # hidden width of the gated MLP
+        tied=True,  # the output head is the embedding
+        rope_base=10_000.0,
+        norm_eps=1e-6,
+        dtype='float32',  # of activations; parameters are float32
+    ))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, model=1))  # devices on each axis; -1: all that are left
+    return config
+
+
+def refer(config: ConfigDict, source: ConfigDict) -> ConfigDict:
+    """Lets the shared keys of `config` follow those of `source`, also when they are overridden."""
+    for key in ('seed', 'task', 'model', 'mesh'):
+        if isinstance(source[key], ConfigDict):
+            for name in source[key]:
+                config[key][name] = source[key].get_ref(name)
+        else:
+            config[key] = source.get_ref(key)
+    return config
+
+
+def training(stage: str) -> ConfigDict:
+    """The keys of every training stage."""
+    config = shared()
+    config.stage = stage  # the folder in the workdir
+    config.optimizer = ConfigDict(dict(
+        schedule='constant',  # after the warm-up: 'constant', 'linear' or 'cosine', the latter two to 0
+        warmup_steps=10,  # steps in which the rate rises linearly
+        adam_b1=0.9,
+        adam_b2=0.99,
+        adam_eps=1e-8,
+        clip_norm=1.0,  # the gradient's global norm is clipped to this
+    ))
+    config.head_chunk = 64  # columns of the batch that the output head is applied to at a time
+    config.log_every = 25  # steps between two lines on the terminal
+    config.save_every = 50  # steps between two checkpoints
+    config.keep = 2  # latest checkpoints that are kept; the best by training reward is kept too
+    return config
+
+
+def reinforce(stage: str) -> ConfigDict:
+    """The keys of every stage of reinforcement learning."""
+    config = training(stage)
+    config.kind = 'reinforce'
+    config.reference = 'base'  # the stage whose last parameters are the other side of the KL
+    config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
+    config.batch = 32  # problems a step; rollouts a step are batch * group.first * group.second
+    config.group = ConfigDict(dict(
+        first=4,  # first attempts at each problem
+        second=4,  # second attempts on each first attempt; 1 is the paper's estimator
+    ))
+    config.rollout = sampling()
+    config.sample_every = 10  # steps between two groups of transcripts in samples.jsonl
+    config.samples = 8  # transcripts in such a group
+    return config
+
+
+def sampling() -> ConfigDict:
+    """The keys of `config.rollout`."""
+    return ConfigDict(dict(
+        max_tokens=12,  # longest response, its end token included; one that does not end is truncated: reward 0
+        max_length=64,  # cache slots at most: prompt, responses and instructions together
+        temperature=1.0,  # of the law that is sampled from and learned
+        chunk=12,  # tokens decoded before the cache grows; widths are multiples of it
+    ))
+
+
+def objective(name: str, **symbols: float) -> ConfigDict:
+    """The keys of `config.objective`; `score_jax/objective.py` has the table of names."""
+    return ConfigDict(dict(
+        name=name,
+        **symbols,  # alpha: progress bonus; beta1, beta2: KL weights, as the table of names uses them
+        gamma=0.0,  # discount of turn 2's reward for the tokens of turn 1
+        kl_estimator='exact',  # over the vocabulary at every token, or 'sampled': the log-ratio, in the reward
+        baseline='leave_one_out',  # or 'none'
+        allow_gamma_hack=False,  # accept gamma * alpha > 1, under which failing turn 1 on purpose pays
+    ))

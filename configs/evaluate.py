@@ -1,0 +1,18 @@
+"""Evaluation of every stage in a workdir on held-out problems."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.shared()
+    config.kind = 'evaluate'
+    config.stage = 'evaluation'  # the folder in the workdir
+    config.methods = ('base', 'stage1', 'stage2')  # stages to measure; those without a checkpoint are left out
+    config.temperatures = (1.0, 0.0)  # 0 is greedy
+    config.problems = 2000  # different problems of the test split
+    config.batch = 500  # problems sampled at a time
+    config.samples = 200  # transcripts kept of each method and temperature
+    config.rollout = common.sampling()
+    return config

@@ -1,0 +1,15 @@
+"""Stage I (Eq. 3): learn to correct in turn 2, with turn 1 held at the base model."""
+
+from ml_collections import ConfigDict
+
+from configs import base, common
+
+
+def get_config() -> ConfigDict:
+    config = common.reinforce('stage1')
+    config.start_from = 'base'
+    config.before = common.refer(base.get_config(), config)
+    config.steps = 300
+    config.learning_rate = 4e-4
+    config.objective = common.objective('stage1', beta1=0.01, beta2=0.1)
+    return config

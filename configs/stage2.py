@@ -1,0 +1,14 @@
+"""Stage II (Eq. 4): both turns, with the progress bonus."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.reinforce('stage2')
+    config.start_from = 'stage1'
+    config.steps = 300
+    config.learning_rate = 1.5e-4
+    config.objective = common.objective('stage2', alpha=5.0, beta1=0.03)
+    return config

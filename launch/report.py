@@ -1,0 +1,26 @@
+"""Writes the report of a run: `python launch/report.py --workdir=RUN` prints the path of RUN/report.html."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags
+
+from score_jax import report
+from score_jax.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory that launch/main.py wrote.", required=True)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    try:
+        print(report.write(Path(WORKDIR.value)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,55 @@
+"""Supervised training on dialogues: how the base model of the embedded default is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from score_jax import model, progress, settings, sharding, tasks
+from score_jax.rollout import pad_rows
+from score_jax.tasks.countdown import Habits
+from score_jax.train import Stage, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(TrainConfig):
+    """`configs/base.py`."""
+
+    habits: Habits
+
+
+def encode_dialogue(task: tasks.Task, problem, responses: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Tokens and turns of a dialogue, laid out as the rollout lays it out; every response has its end token."""
+    tokens = tasks.prompt_tokens(task, problem)
+    turn = [0] * len(tokens)
+    instruction = task.tokenizer.encode(task.instruction)
+    for i, response in enumerate(responses):
+        own = [*task.tokenizer.encode(response), task.tokenizer.end_tokens[0]]
+        between = instruction if i else []
+        tokens += [*between, *own]
+        turn += [0] * len(between) + [i + 1] * len(own)
+    return tokens, turn
+
+
+class Supervised(Stage):
+    """Maximises the likelihood of both responses of generated dialogues."""
+
+    def __init__(self, section, workdir: Path):
+        super().__init__(settings.read(SupervisedConfig, section), section, workdir)
+
+    def start(self) -> dict:
+        progress.say(f'{self.config.stage}: starts from random parameters (seed {self.config.seed})')
+        key = jax.random.key(self.seed)
+        return jax.jit(
+            lambda: model.initialise(self.model, key), out_shardings=model.shardings(self.model, self.mesh))()
+
+    def step(self, state, step: int):
+        dialogues = self.task.dialogues(self.config.batch, self.config.habits, seed=self.seed, step=step)
+        rows = [encode_dialogue(self.task, problem, responses) for problem, responses in dialogues]
+        tokens, _ = pad_rows([tokens for tokens, _ in rows], 1, self.task.tokenizer.pad_token)
+        turn, _ = pad_rows([turn for _, turn in rows], 1, 0)
+        state, metrics = self.learner.imitate(state, *sharding.put_batch(self.mesh, (tokens, turn)))
+        return state, jax.tree.map(float, metrics), []

@@ -1,0 +1,123 @@
+"""Evaluation: one two-turn rollout for each of N held-out problems, by method and temperature."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from score_jax import checkpoint, grading, metrics, model, progress, report, rollout, settings, sharding, tasks
+from score_jax.errors import UserError
+from score_jax.reinforce import SamplingConfig, sampler, stage_checkpoints
+from score_jax.sharding import MeshConfig
+from score_jax.train import model_config, stage_seed
+from score_jax.workdir import StageDirectory, write_json
+
+TURNS = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`configs/evaluate.py`."""
+
+    kind: str
+    stage: str
+    seed: int
+    methods: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    problems: int
+    batch: int
+    samples: int
+    rollout: SamplingConfig
+    task: dict
+    model: dict
+    mesh: MeshConfig
+
+
+class Evaluation:
+    """Measures the stages of a workdir on the same problems and writes `results.json` and the report."""
+
+    def __init__(self, section, workdir: Path):
+        self.config = settings.read(EvaluateConfig, section)
+        self.workdir = workdir
+        self.directory = StageDirectory(workdir, self.config.stage, section)
+        self.task = tasks.make(self.config.task)
+        self.model = model_config(self.config.model, self.task)
+        self.mesh = sharding.make_mesh(self.config.mesh)
+        for key in ('problems', 'batch'):
+            if getattr(self.config, key) < 1:
+                raise UserError(f'config.{key} is {getattr(self.config, key)}; it must be at least 1.')
+        sharding.check_divisible('config.batch', self.config.batch, self.mesh)
+        self.problems = self.task.distinct_problems('test', self.config.problems, seed=self.config.seed)
+        self.directory.check()
+
+    def run(self) -> None:
+        """Evaluates every method that has a checkpoint; what is measured already is taken from there."""
+        config = self.config
+        missing = [
+            method for method in config.methods
+            if not checkpoint.exists(StageDirectory(self.workdir, method, {}).checkpoints)]
+        if len(missing) == len(config.methods):
+            stage_checkpoints(self.workdir, config.methods[0])
+        if missing:
+            progress.say(f'{config.stage}: no checkpoint of {", ".join(missing)} in {self.workdir}; left out')
+        self.directory.open()
+        rows, samples = [], []
+        for temperature in config.temperatures:
+            for method in config.methods:
+                if method not in missing:
+                    row, lines = self._row(method, temperature)
+                    rows.append(row)
+                    samples += lines
+        write_json(self.workdir / 'results.json', rows)
+        self.directory.replace('samples.jsonl', samples)
+        progress.results_table(rows)
+        progress.say(f'results: {self.workdir / "results.json"}\nreport:  {report.write(self.workdir)}')
+
+    def _row(self, method: str, temperature: float) -> tuple[dict, list[dict]]:
+        """The row of results and the sample lines, from the cache where the checkpoint is the same."""
+        checkpoints = stage_checkpoints(self.workdir, method)
+        source = {'step': checkpoints.latest(), 'saved': checkpoints.directory.stat().mtime}
+        cache = self.directory.path / f'{method}-{temperature:g}.json'
+        if cache.exists():
+            saved = json.loads(cache.read_text())
+            if saved['source'] == source:
+                progress.say(f'{self.config.stage}: {method} at temperature {temperature:g} is measured already')
+                return saved['row'], saved['samples']
+        params = checkpoints.restore_params(model.abstract(self.model, self.mesh))
+        attempts = measure(
+            params, self.model, sampler(dataclasses.replace(self.config.rollout, temperature=temperature),
+                                        self.task, TURNS),
+            self.mesh, self.task, self.problems, batch=self.config.batch,
+            seed=stage_seed(self.config.seed, self.config.stage))
+        correct, changed = grading.rewards(attempts), grading.changed(attempts)
+        row = {
+            'method': method, 'seed': self.config.seed, 'temperature': temperature, 'n': len(self.problems),
+            **metrics.with_intervals(correct, changed)}
+        samples = [
+            {'method': method, 'temperature': temperature} | grading.sample_line(self.task, problem, attempts_of_row)
+            for problem, *attempts_of_row in list(zip(self.problems, *attempts))[:self.config.samples]]
+        write_json(cache, {'source': source, 'row': row, 'samples': samples})
+        progress.say(
+            f'{self.config.stage}: {method} at temperature {temperature:g}: t1 {100 * row["t1"]:.1f}  '
+            f't2 {100 * row["t2"]:.1f}  delta {100 * row["delta"]:+.1f}')
+        return row, samples
+
+
+def measure(
+    params, config: model.ModelConfig, sampling: rollout.RolloutConfig, mesh, task: tasks.Task, problems: list, *,
+    batch: int, seed: int,
+) -> list[list[grading.Attempt]]:
+    """Attempts by turn, one rollout for each problem, `batch` problems at a time."""
+    turns: list[list[grading.Attempt]] = [[] for _ in range(sampling.turns)]
+    instruction = task.tokenizer.encode(task.instruction)
+    for step, start in enumerate(range(0, len(problems), batch)):
+        part = problems[start:start + batch]
+        padded = part + part[:1] * (batch - len(part))
+        grader = grading.Grader(task, padded)
+        rollout.sample(
+            params, config, sampling, mesh, [tasks.prompt_tokens(task, problem) for problem in padded], instruction,
+            forks=(1,) * sampling.turns, seed=seed, step=step, on_turn=grader.on_turn)
+        for turn, attempts in zip(turns, grader.attempts()):
+            turn += attempts[:len(part)]
+    return turns

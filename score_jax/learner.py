@@ -1,0 +1,275 @@
+"""The update: log-probabilities and KL without `[B, T, V]`, the policy-gradient loss, one Adam step.
+
+Letters: B rows, T tokens, C chunks of t tokens, D width, V vocabulary, N turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from score_jax import model as lm
+from score_jax import objective as objectives
+from score_jax.errors import UserError
+from score_jax.rollout import token_law
+from score_jax.sharding import replicated
+from score_jax.trajectory import Trajectory
+
+SCHEDULES = {
+    'constant': lambda peak, steps: optax.constant_schedule(peak),
+    'linear': lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
+    'cosine': lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """`config.optimizer` and the stage's steps and learning rate; `configs/common.py` has the comments."""
+
+    steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    adam_b1: float
+    adam_b2: float
+    adam_eps: float
+    clip_norm: float
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise UserError(f'config.optimizer.schedule is {self.schedule!r}; it must be one of {", ".join(SCHEDULES)}.')
+        if not 0 <= self.warmup_steps < self.steps:
+            raise UserError(
+                f'config.optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0 and below '
+                f'config.steps = {self.steps}.')
+        for key, value in (('learning_rate', self.learning_rate), ('optimizer.clip_norm', self.clip_norm)):
+            if not value > 0:
+                raise UserError(f'config.{key} is {value}; it must be positive.')
+
+    def learning_rate_at(self, step):
+        """The rate of update `step` (0 for the first): linear warm-up, then the schedule."""
+        after = SCHEDULES[self.schedule](self.learning_rate, self.steps - self.warmup_steps)
+        warmup = optax.linear_schedule(
+            self.learning_rate / (self.warmup_steps + 1), self.learning_rate, self.warmup_steps)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])(step)
+
+    def build(self) -> optax.GradientTransformation:
+        """Adam with the gradient clipped by its global norm."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adam(self.learning_rate_at, self.adam_b1, self.adam_b2, self.adam_eps))
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes: updates done, parameters (float32), optimiser state."""
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def state_shardings(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shardings of a train state: moments like their parameters, scalars replicated."""
+    params = lm.shardings(config, mesh)
+    transform = optimizer.build()
+    abstract = jax.eval_shape(transform.init, lm.abstract(config, mesh))
+    opt_state = optax.tree_utils.tree_map_params(
+        transform, lambda _, sharding: sharding, abstract, params,
+        transform_non_params=lambda _: replicated(mesh))
+    return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
+
+
+def abstract_state(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes and shardings of a train state: what a checkpoint is restored onto."""
+    shapes = jax.eval_shape(functools.partial(_new_state, optimizer), lm.abstract(config, mesh))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes, state_shardings(config, optimizer, mesh))
+
+
+def _new_state(optimizer: OptimizerConfig, params) -> TrainState:
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.build().init(params))
+
+
+def new_state(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh, params) -> TrainState:
+    """A train state at step 0 with a fresh optimiser; takes `params` over."""
+    shardings = state_shardings(config, optimizer, mesh)
+    return jax.jit(functools.partial(_new_state, optimizer), out_shardings=shardings, donate_argnums=0)(params)
+
+
+@flax.struct.dataclass
+class TokenStatistics:
+    """For each token `[B, T]` what the law that it was drawn from says; column 0 has none and is 0."""
+
+    log_probs: jax.Array
+    reference_log_probs: jax.Array  # the policy's own without a reference
+    entropy: jax.Array
+    kl: jax.Array  # KL(policy || reference) over the vocabulary; 0 without a reference
+
+
+def token_statistics(
+    params, config: lm.ModelConfig, tokens, *, temperature: float, head_chunk: int, reference=None,
+) -> TokenStatistics:
+    """Log-probability, entropy and KL at every token of `tokens [B, T]`.
+
+    The head is applied to `head_chunk` columns at a time and recomputed in the backward pass, so no array
+    of `[B, T, V]` exists. `temperature` is that of the sampler: learned is the law that was sampled from.
+    `reference` are the frozen parameters, in any float type; no gradient flows into them.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    models = [params] if reference is None else [params, jax.lax.stop_gradient(reference)]
+    hidden = [lm.forward(p, config, tokens, positions)[0][:, :-1] for p in models]
+    columns = tokens.shape[1] - 1
+    chunk = min(head_chunk, columns)
+    chunks = -(-columns // chunk)
+
+    def split(x):  # [B, T - 1, ...] -> [C, B, t, ...]
+        x = jnp.pad(x, [(0, 0), (0, chunks * chunk - columns)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def statistics(inputs):
+        *hidden, targets = inputs
+        laws = [token_law(lm.logits(p, config, h), temperature) for p, h in zip(models, hidden)]
+        probs = jnp.exp(laws[0])
+        log_probs = [jnp.take_along_axis(law, targets[..., None], axis=-1)[..., 0] for law in laws]
+        return TokenStatistics(
+            log_probs=log_probs[0],
+            reference_log_probs=log_probs[-1],
+            entropy=-jnp.sum(probs * laws[0], axis=-1),
+            kl=jnp.sum(probs * (laws[0] - laws[-1]), axis=-1))
+
+    inputs = [split(x) for x in (*hidden, tokens[:, 1:])]
+    _, stats = jax.lax.scan(lambda _, x: (None, statistics(x)), None, inputs)
+
+    def join(x):  # [C, B, t] -> [B, T]
+        x = jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * chunk)[:, :columns]
+        return jnp.pad(x, [(0, 0), (1, 0)])
+
+    return jax.tree.map(join, stats)
+
+
+def _later_in_turn(values, masks):
+    """For each token the sum of `values` over the later tokens of its turn; `[B, T]`, `masks [N, B, T]`."""
+    def suffix_sum(x):
+        return jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1] - x
+    return sum(mask * suffix_sum(mask * values) for mask in masks)
+
+
+def policy_loss(
+    stats: TokenStatistics, trajectory: Trajectory, correct, objective: objectives.Objective, forks: tuple[int, ...],
+):
+    """REINFORCE with a KL term, the mean over rows of sums over tokens.
+
+    Its gradient is that of `-E[sum_t return_t - kl[t] * KL_t]`, KL_t over the tokens of turn t:
+
+    - 'sampled': `-kl[t] * (log pi - log ref)` of the response, detached, is part of the reward of its turn.
+    - 'exact': KL(pi || ref) over the vocabulary at every token, as a term that is differentiated, and with it
+      what a token does to the KL of the tokens after it: `log pi(token) * (KL still to come in its turn)`.
+      Without the second part the gradient would take the visited contexts as given.
+
+    Args:
+      correct: `[B, N]`, 1 where the verifier found the turn's answer right.
+      forks: `(K1, K2)`, as in `rollout.sample`.
+
+    Returns:
+      the loss, and metrics by name (each a mean over rows).
+    """
+    masks = [trajectory.mask(t + 1) for t in range(objective.turns)]
+    weights = sum(w * mask for w, mask in zip(objective.kl, masks))  # [B, T]
+    rewards = objectives.turn_rewards(objective, correct)
+    if objective.kl_estimator == 'sampled':
+        ratios = stats.log_probs - stats.reference_log_probs
+        penalty = jnp.stack([jnp.sum(mask * ratios, axis=1) for mask in masks], axis=1)
+        rewards = rewards - jnp.asarray(objective.kl) * jax.lax.stop_gradient(penalty)
+        kl_loss = jnp.zeros(())
+    else:
+        later = jax.lax.stop_gradient(_later_in_turn(stats.kl, masks))
+        kl_loss = jnp.mean(jnp.sum(weights * (stats.kl + later * stats.log_probs), axis=1))
+    advantages = objectives.advantages(objective, rewards, forks)  # [B, N]
+    scores = jnp.stack([jnp.sum(mask * stats.log_probs, axis=1) for mask in masks], axis=1)
+    reinforce = -jnp.mean(jnp.sum(jax.lax.stop_gradient(advantages) * scores, axis=1))
+    sampled = trajectory.turn > 0
+    metrics = {
+        'loss': reinforce + kl_loss,
+        'reward': jnp.mean(jnp.sum(rewards, axis=1)),
+        'log_prob_gap': jnp.max(jnp.where(sampled, jnp.abs(stats.log_probs - trajectory.log_probs), 0.0)),
+    }
+    for t, mask in enumerate(masks):
+        tokens = jnp.maximum(jnp.sum(mask), 1)
+        metrics |= {
+            f'kl_turn{t + 1}': jnp.mean(jnp.sum(mask * stats.kl, axis=1)),
+            f'entropy_turn{t + 1}': jnp.sum(mask * stats.entropy) / tokens,
+            f'length_turn{t + 1}': jnp.mean(jnp.sum(mask, axis=1)),
+            f'truncated_turn{t + 1}': jnp.mean(trajectory.truncated[:, t].astype(jnp.float32)),
+        }
+    return reinforce + kl_loss, metrics
+
+
+def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics):
+    updates, opt_state = optimizer.build().update(grads, state.opt_state, state.params)
+    metrics = metrics | {
+        'grad_norm': optax.global_norm(grads), 'learning_rate': optimizer.learning_rate_at(state.step)}
+    state = TrainState(
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    return state, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """The jitted updates of one stage; a call compiles once for each shape of its batch.
+
+    Attributes:
+      head_chunk: columns of the trajectory that the head is applied to at a time.
+    """
+
+    model: lm.ModelConfig
+    optimizer: OptimizerConfig
+    mesh: jax.sharding.Mesh
+    head_chunk: int
+
+    @functools.partial(
+        jax.jit, static_argnames=('self', 'objective', 'forks', 'temperature'), donate_argnames=('state',))
+    def reinforce(
+        self, state: TrainState, reference, trajectory: Trajectory, correct, *,
+        objective: objectives.Objective, forks: tuple[int, ...], temperature: float):
+        """One policy-gradient step on a fresh trajectory.
+
+        Args:
+          reference: frozen parameters of the KL's other side.
+          correct: `[B, N]`, as in `policy_loss`.
+          temperature: that of the sampler.
+
+        Returns:
+          the next state, and metrics as scalars on the device.
+        """
+        def loss(params):
+            stats = token_statistics(
+                params, self.model, trajectory.tokens, temperature=temperature, head_chunk=self.head_chunk,
+                reference=reference)
+            return policy_loss(stats, trajectory, correct, objective, forks)
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        return self._sharded(*_apply(state, self.optimizer, grads, metrics))
+
+    @functools.partial(jax.jit, static_argnames=('self',), donate_argnames=('state',))
+    def imitate(self, state: TrainState, tokens, turn):
+        """One step of supervised training on the model's own tokens: `tokens`, `turn` `[B, T]`, where turn > 0."""
+        def loss(params):
+            stats = token_statistics(params, self.model, tokens, temperature=1.0, head_chunk=self.head_chunk)
+            mask = turn > 0
+            value = -jnp.sum(jnp.where(mask, stats.log_probs, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+            return value, {'loss': value}
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        return self._sharded(*_apply(state, self.optimizer, grads, metrics))
+
+    def _sharded(self, state: TrainState, metrics):
+        shardings = state_shardings(self.model, self.optimizer, self.mesh)
+        return jax.lax.with_sharding_constraint(state, shardings), metrics

@@ -1,0 +1,89 @@
+"""Every parameter of the decoder, declared once: shape, logical axes, initialiser.
+
+Initial values, abstract shapes and shardings all follow from `declare`. Parameters are a nested
+dict of arrays; those of the layers are stacked along a first axis `layers`, which `forward` scans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from score_jax.model.config import ModelConfig
+from score_jax.sharding import named_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """Shape, logical axis names, and the standard deviation of the initial normal law (0: ones)."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    stddev: float
+
+
+def declare(config: ModelConfig) -> dict:
+    """The pytree of `Param`s of a decoder."""
+    c, layers = config, ('layers', config.layers)
+
+    def param(*axes: tuple[str, int], fan_in: int = 0, scale: float = 1.0) -> Param:
+        return Param(
+            shape=tuple(size for _, size in axes),
+            axes=tuple(name for name, _ in axes),
+            stddev=scale / math.sqrt(fan_in) if fan_in else 0.0)
+
+    embed = ('embed', c.width)
+    heads, kv_heads, head_dim = ('heads', c.heads), ('kv_heads', c.kv_heads), ('head_dim', c.head_dim)
+    mlp, vocab = ('mlp', c.mlp), ('vocab', c.vocab_size)
+    residual = 1 / math.sqrt(2 * c.layers)  # keeps the residual stream's variance independent of depth
+    params = {
+        'embedding': param(vocab, embed, fan_in=c.width),
+        'layers': {
+            'attention_norm': param(layers, embed),
+            'query': param(layers, embed, heads, head_dim, fan_in=c.width),
+            'key': param(layers, embed, kv_heads, head_dim, fan_in=c.width),
+            'value': param(layers, embed, kv_heads, head_dim, fan_in=c.width),
+            'out': param(layers, heads, head_dim, embed, fan_in=c.heads * c.head_dim, scale=residual),
+            'mlp_norm': param(layers, embed),
+            'gate': param(layers, embed, mlp, fan_in=c.width),
+            'up': param(layers, embed, mlp, fan_in=c.width),
+            'down': param(layers, mlp, embed, fan_in=c.mlp, scale=residual),
+        },
+        'final_norm': param(embed),
+    }
+    if not c.tied:
+        params['head'] = param(vocab, embed, fan_in=c.width)
+    return params
+
+
+def _is_param(x) -> bool:
+    return isinstance(x, Param)
+
+
+def initialise(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
+    """Random parameters; each array draws from a key of its own."""
+    declared, treedef = jax.tree.flatten_with_path(declare(config), is_leaf=_is_param)
+    arrays = []
+    for index, (_, param) in enumerate(declared):
+        if param.stddev:
+            noise = jax.random.normal(jax.random.fold_in(key, index), param.shape, jnp.float32)
+            arrays.append((param.stddev * noise).astype(dtype))
+        else:
+            arrays.append(jnp.ones(param.shape, dtype))
+    return jax.tree.unflatten(treedef, arrays)
+
+
+def shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """The `NamedSharding` of every parameter under the rules in `score_jax/sharding.py`."""
+    return jax.tree.map(
+        lambda p: named_sharding(mesh, p.axes, p.shape), declare(config), is_leaf=_is_param)
+
+
+def abstract(config: ModelConfig, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:
+    """`jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored onto."""
+    return jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, dtype, sharding=named_sharding(mesh, p.axes, p.shape)),
+        declare(config), is_leaf=_is_param)

@@ -1,0 +1,134 @@
+"""One forward pass for policy, reference and decoding.
+
+Letters: B rows, T tokens of this call, S cache slots, L layers, D width, H query heads, K KV heads,
+h head size, V vocabulary.
+
+Rows are stored without gaps: the token at position p of a row stands in column p, and its key and
+value in cache slot p. So one mask serves every use: a query at position p sees the slots 0..p. What
+a slot beyond p holds (padding, another turn's left-overs) is never read before it is overwritten:
+
+    row 0   P P P 1 1 1 1 i i 2 2 2 . .      P prompt, 1 first attempt, i instruction,
+    row 1   P P P P 1 1 i i 2 2 2 2 2 .      2 second attempt, . not yet written
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from score_jax.model.config import ModelConfig
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values `[L, B, S, K, h]`; slot s holds position s of its row."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[2]
+
+
+def new_cache(config: ModelConfig, rows: int, slots: int) -> Cache:
+    """An empty cache in the compute type."""
+    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+    return Cache(keys=jnp.zeros(shape, config.dtype), values=jnp.zeros(shape, config.dtype))
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+    """The same cache with `slots` slots (not fewer than it has)."""
+    pad = [(0, 0), (0, 0), (0, slots - cache.slots), (0, 0), (0, 0)]
+    return jax.tree.map(lambda x: jnp.pad(x, pad), cache)
+
+
+def _rms_norm(x, scale, eps):
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def _rotate(x, positions, base):
+    """Rotary embedding of `x [B, T, N, h]` at `positions [B, T]` (halves rotated against each other)."""
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _attend(q, k, v, positions):
+    """`q [B, T, H, h]` over the slots of `k, v [B, S, K, h]` that are not after each query's position."""
+    b, t, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    visible = jnp.arange(k.shape[1]) <= positions[:, :, None]  # [B, T, S]
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum('bkgts,bskh->btkgh', weights, v).reshape(b, t, heads, head_dim)
+
+
+def _linear(x, w, contracted: int = 1, **kwargs):
+    """`x [..., D]` times `w [D, ...]`, over the last `contracted` dimensions of x and the first of w.
+
+    As one matrix product over all tokens: XLA's CPU backend runs the gradient of the product that keeps
+    `[B, T]` apart five times slower.
+    """
+    leading, inner = x.shape[:x.ndim - contracted], w.shape[:contracted]
+    flat = jnp.matmul(x.reshape(-1, math.prod(inner)), w.reshape(math.prod(inner), -1), **kwargs)
+    return flat.reshape(*leading, *w.shape[contracted:])
+
+
+def forward(params, config: ModelConfig, tokens, positions, cache: Cache | None = None):
+    """Final hidden states of `tokens`, on top of what the cache holds.
+
+    Args:
+      params: the pytree declared in `score_jax/model/params.py`, in any float type.
+      tokens: `[B, T]` token ids.
+      positions: `[B, T]` position of each token in its row, increasing along T. Without a cache,
+        `arange(T)` in every row.
+      cache: keys and values of earlier positions; those of `tokens` are written into it.
+        Positions at or beyond `cache.slots` are dropped.
+
+    Returns:
+      hidden `[B, T, D]` after the final norm, and the cache with the new keys and values (None without one).
+    """
+    dtype = jnp.dtype(config.dtype)
+    x = params['embedding'][tokens].astype(dtype)
+    rows = jnp.arange(tokens.shape[0])[:, None]
+
+    def layer(x, inputs):
+        p, kv = inputs
+        p = jax.tree.map(lambda w: w.astype(dtype), p)
+        y = _rms_norm(x, p['attention_norm'], config.norm_eps)
+        q = _rotate(_linear(y, p['query']), positions, config.rope_base)
+        k = _rotate(_linear(y, p['key']), positions, config.rope_base)
+        v = _linear(y, p['value'])
+        if kv is not None:
+            k = kv.keys.at[rows, positions].set(k, mode='drop')
+            v = kv.values.at[rows, positions].set(v, mode='drop')
+            kv = Cache(keys=k, values=v)
+        x = x + _linear(_attend(q, k, v, positions), p['out'], contracted=2)
+        y = _rms_norm(x, p['mlp_norm'], config.norm_eps)
+        gated = jax.nn.silu(_linear(y, p['gate'])) * _linear(y, p['up'])
+        return x + _linear(gated, p['down']), kv
+
+    x, cache = jax.lax.scan(layer, x, (params['layers'], cache))
+    return _rms_norm(x, params['final_norm'], config.norm_eps), cache
+
+
+def head_weights(params) -> jax.Array:
+    """The output head `[V, D]`: the embedding where the head is tied."""
+    return params.get('head', params['embedding'])
+
+
+def logits(params, config: ModelConfig, hidden) -> jax.Array:
+    """Logits `[..., V]` in float32 of hidden states `[..., D]`."""
+    head = head_weights(params).astype(config.dtype)
+    return _linear(hidden, head.T, preferred_element_type=jnp.float32)

@@ -1,0 +1,276 @@
+"""Multi-turn sampling: prefill, decode, hand over to the next turn on the same cache.
+
+Letters: P problems, B rows (P x K1, after the fork P x K1 x K2), T columns, V vocabulary.
+
+Turn 2 reads the exact tokens of turn 1: every sampled token is read at once, so its keys and values
+are in the cache already, and only the instruction is prefilled on top:
+
+    prefill        P P P                  the prompt; what comes next is carried as `next_logits`
+    turn 1               a b E            sample, read, sample, read ..., the end token included
+    prefill                    i i        the instruction alone
+    turn 2                         c ...
+
+Noise is a function of (seed, step, turn, row) alone: one uniform number for each token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax import model as lm
+from score_jax.errors import UserError
+from score_jax.sharding import check_divisible, named_sharding, put_batch
+from score_jax.trajectory import Trajectory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """`config.rollout` and the parts of the tokenizer that sampling needs.
+
+    Attributes:
+      turns: attempts at each problem, N.
+      max_tokens: the longest response of a turn, its end token included.
+      max_length: slots of the cache at most: prompt, responses and instructions together.
+      temperature: of the law that is sampled from; 0 takes the likeliest token.
+      chunk: tokens decoded before the cache grows and the host looks whether all rows are done; prompts,
+        cache and trajectory have widths that are multiples of it.
+      end_tokens: ids that end a response.
+      pad_token: what fills unused columns; it may be any id, also an end token.
+    """
+
+    turns: int
+    max_tokens: int
+    max_length: int
+    temperature: float
+    chunk: int
+    end_tokens: tuple[int, ...]
+    pad_token: int
+
+    def __post_init__(self):
+        if self.turns < 1 or self.max_tokens < 1 or self.chunk < 1:
+            raise UserError(
+                f'config.rollout has turns = {self.turns}, max_tokens = {self.max_tokens}, chunk = {self.chunk}; '
+                'each must be at least 1.')
+        if self.temperature < 0:
+            raise UserError(f'config.rollout.temperature is {self.temperature}; it must be 0 (greedy) or positive.')
+
+    def check_length(self, prompt: int, instruction: int) -> None:
+        """Refuses a prompt of so many tokens if its longest trajectory would not fit the cache."""
+        longest = prompt + self.turns * self.max_tokens + (self.turns - 1) * instruction
+        if longest > self.max_length:
+            raise UserError(
+                f'config.rollout.max_length is {self.max_length}, but a prompt of {prompt} tokens, {self.turns} '
+                f'responses of up to {self.max_tokens} and instructions of {instruction} need {longest}; raise it, '
+                'or lower config.rollout.max_tokens.')
+
+
+@flax.struct.dataclass
+class _State:
+    """Rows in flight: a trajectory being written, and what the next step needs."""
+
+    tokens: jax.Array  # [B, T]
+    turn: jax.Array  # [B, T]
+    log_probs: jax.Array  # [B, T]
+    length: jax.Array  # [B] tokens so far
+    truncated: jax.Array  # [B, N]
+    done: jax.Array  # [B] this turn's response has ended
+    count: jax.Array  # [] tokens sampled in this turn
+    next_logits: jax.Array  # [B, V] law of the next token
+    cache: lm.Cache
+
+    def on(self, mesh) -> _State:
+        """The same state, rows over the mesh's data axes and KV heads over `model`."""
+        def constrain(axes):
+            return lambda x: jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes[:x.ndim], x.shape))
+        rows = jax.tree.map(constrain(('batch', None)), self.replace(cache=None, count=None))
+        cache = jax.tree.map(constrain(('layers', 'batch', 'slot', 'kv_heads', 'head_dim')), self.cache)
+        return rows.replace(cache=cache, count=self.count)
+
+
+def token_law(logits, temperature: float):
+    """Log-probabilities of the law that is sampled from and learned, `[..., V]` (temperature 0 means 1)."""
+    return jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
+
+
+def _sample(logits, uniform, temperature: float):
+    """Tokens `[B]` and their log-probabilities from `logits [B, V]` by inverse CDF at `uniform [B]`.
+
+    One uniform number a token, not V of Gumbel noise. A token of probability zero is never drawn: the
+    cumulative sum must exceed the threshold strictly, and the threshold stays below the total.
+    """
+    law = token_law(logits, temperature)
+    if temperature == 0:
+        token = jnp.argmax(logits, axis=-1)
+    else:
+        cumulative = jnp.cumsum(jnp.exp(law), axis=-1)
+        threshold = jnp.minimum(uniform, 1 - 2**-20)[:, None] * cumulative[:, -1:]
+        token = jnp.sum(cumulative <= threshold, axis=-1)
+    token = token.astype(jnp.int32)
+    return token, jnp.take_along_axis(law, token[:, None], axis=-1)[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=('rows', 'tokens'))
+def turn_noise(seed: int, step, turn: int, rows: int, tokens: int):
+    """Uniform numbers `[rows, tokens]`, each a function of (seed, step, turn, row, token) alone."""
+    key = jax.random.key(seed)
+    for value in (step, turn):
+        key = jax.random.fold_in(key, value)
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    return jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(row_keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What the compiled functions below are specialised to."""
+
+    model: lm.ModelConfig
+    rollout: RolloutConfig
+    mesh: jax.sharding.Mesh
+
+
+@functools.partial(jax.jit, static_argnames=('static', 'rows', 'width'))
+def _empty(static: _Static, rows: int, width: int) -> _State:
+    return _State(
+        tokens=jnp.full((rows, width), static.rollout.pad_token, jnp.int32),
+        turn=jnp.zeros((rows, width), jnp.int32),
+        log_probs=jnp.zeros((rows, width), jnp.float32),
+        length=jnp.zeros((rows,), jnp.int32),
+        truncated=jnp.zeros((rows, static.rollout.turns), bool),
+        done=jnp.zeros((rows,), bool),
+        count=jnp.zeros((), jnp.int32),
+        next_logits=jnp.zeros((rows, static.model.vocab_size), jnp.float32),
+        cache=lm.new_cache(static.model, rows, 0)).on(static.mesh)
+
+
+@functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks'), donate_argnames=('state',))
+def _prefill(static: _Static, params, state: _State, block, block_length, *, slots: int, forks: int) -> _State:
+    """Reads `block [B, I]` (`block_length [B]` of it) behind each row, then forks each row `forks` times."""
+    columns = state.length[:, None] + jnp.arange(block.shape[1])
+    valid = jnp.arange(block.shape[1]) < block_length[:, None]
+    rows = jnp.arange(block.shape[0])
+    hidden, cache = lm.forward(params, static.model, block, columns, lm.grow(state.cache, slots))
+    state = state.replace(
+        tokens=state.tokens.at[rows[:, None], jnp.where(valid, columns, state.tokens.shape[1])].set(block, mode='drop'),
+        length=state.length + block_length,
+        done=jnp.zeros_like(state.done),
+        next_logits=lm.logits(params, static.model, hidden[rows, block_length - 1]))
+
+    def fork(tree, axis):
+        return jax.tree.map(lambda x: jnp.repeat(x, forks, axis), tree)
+    state = fork(state.replace(cache=None, count=None), axis=0)
+    return state.replace(cache=fork(cache, axis=1), count=jnp.zeros((), jnp.int32)).on(static.mesh)
+
+
+@functools.partial(jax.jit, static_argnames=('static', 'slots'), donate_argnames=('state',))
+def _decode(static: _Static, params, state: _State, uniform, turn, until, *, slots: int) -> _State:
+    """Samples until `until` tokens of this turn are drawn or every row is done."""
+    rows = jnp.arange(state.length.shape[0])
+    end_tokens = jnp.asarray(static.rollout.end_tokens)
+
+    def step(state: _State) -> _State:
+        token, log_prob = _sample(state.next_logits, uniform[:, state.count], static.rollout.temperature)
+        # Finished rows write nothing; the slot that their cache writes is their next, still unread one.
+        column = jnp.where(state.done, state.tokens.shape[1], state.length)
+        hidden, cache = lm.forward(params, static.model, token[:, None], state.length[:, None], state.cache)
+        return state.replace(
+            tokens=state.tokens.at[rows, column].set(token, mode='drop'),
+            turn=state.turn.at[rows, column].set(turn, mode='drop'),
+            log_probs=state.log_probs.at[rows, column].set(log_prob, mode='drop'),
+            length=state.length + ~state.done,
+            done=state.done | (token[:, None] == end_tokens).any(-1),
+            count=state.count + 1,
+            next_logits=lm.logits(params, static.model, hidden[:, 0]),
+            cache=cache)
+
+    state = state.replace(cache=lm.grow(state.cache, slots))
+    state = jax.lax.while_loop(lambda s: (s.count < until) & ~s.done.all(), step, state)
+    return state.replace(truncated=state.truncated.at[:, turn - 1].set(~state.done)).on(static.mesh)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def pad_rows(rows: list[list[int]], multiple: int, pad_token: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token lists as one array `[B, W]`, W the next multiple of `multiple`, and their lengths `[B]`."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    block = np.full((len(rows), _round_up(int(lengths.max()), multiple)), pad_token, np.int32)
+    for i, row in enumerate(rows):
+        block[i, :len(row)] = row
+    return block, lengths
+
+
+def sample(
+    params,
+    model: lm.ModelConfig,
+    rollout: RolloutConfig,
+    mesh: jax.sharding.Mesh,
+    prompts: list[list[int]],
+    instruction: list[int],
+    *,
+    forks: tuple[int, ...],
+    seed: int,
+    step: int,
+    on_turn: Callable[[int, Trajectory], None] | None = None,
+) -> Trajectory:
+    """Samples every turn of every row.
+
+    Args:
+      params: parameters of the policy.
+      prompts: P token lists, what turn 1 is sampled from.
+      instruction: tokens between a response and the next attempt, the same for every row.
+      forks: for each turn, how many responses are sampled from each row of the turn before:
+        `(K1, K2)` for K2 second attempts on each of K1 first ones.
+      seed, step: what the noise is drawn from, with turn and row.
+      on_turn: called as `on_turn(turn, trajectory)` as soon as a turn is done, with copies on the host. It
+        should hand the rows to a grader and return, so that grading overlaps with the next turn.
+
+    Returns:
+      The trajectory of `P * prod(forks)` rows, sharded over the mesh's data axes; its width is the longest
+      row's length, rounded up to a multiple of `rollout.chunk`.
+
+    Raises:
+      UserError: P does not divide over the mesh, or `forks` does not name every turn.
+    """
+    if len(forks) != rollout.turns:
+        raise UserError(f'forks is {forks}, but config.rollout.turns is {rollout.turns}; give one number a turn.')
+    check_divisible('the number of prompts', len(prompts), mesh)
+    rollout.check_length(max(map(len, prompts)), len(instruction))
+    static = _Static(model, rollout, mesh)
+    block, block_length = pad_rows(prompts, rollout.chunk, rollout.pad_token)
+    longest = 0
+    width = block.shape[1] + rollout.turns * rollout.max_tokens + (rollout.turns - 1) * len(instruction)
+    state = _empty(static, len(prompts), _round_up(width, rollout.chunk))
+    for turn in range(1, rollout.turns + 1):
+        slots = _round_up(longest + block.shape[1], rollout.chunk)
+        state = _prefill(
+            static, params, state, *put_batch(mesh, (block, block_length)), slots=slots, forks=forks[turn - 1])
+        rows = state.length.shape[0]
+        uniform = turn_noise(seed, step, turn, rows, rollout.max_tokens)
+        longest += int(block_length.max())
+        for start in range(0, rollout.max_tokens, rollout.chunk):
+            until = min(start + rollout.chunk, rollout.max_tokens)
+            slots = max(slots, _round_up(longest + until, rollout.chunk))
+            state = _decode(static, params, state, uniform, turn, until, slots=slots)
+            if bool(state.done.all()):
+                break
+        longest = int(state.length.max())
+        if on_turn:
+            on_turn(turn, jax.tree.map(np.array, _trajectory(state, width=state.tokens.shape[1])))
+        block = np.tile(np.asarray(instruction, np.int32), (rows, 1))
+        block_length = np.full((rows,), len(instruction), np.int32)
+    return _trajectory(state, width=_round_up(longest, rollout.chunk))
+
+
+@functools.partial(jax.jit, static_argnames=('width',))
+def _trajectory(state: _State, width: int) -> Trajectory:
+    return Trajectory(
+        tokens=state.tokens[:, :width], turn=state.turn[:, :width], log_probs=state.log_probs[:, :width],
+        length=state.length, truncated=state.truncated)

@@ -1,0 +1,56 @@
+"""From a config to the stages that it asks for, all checked before the first one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from score_jax import checkpoint, progress
+from score_jax.baselines.supervised import Supervised
+from score_jax.errors import UserError
+from score_jax.evaluate import Evaluation
+from score_jax.reinforce import Reinforce
+from score_jax.workdir import StageDirectory
+
+KINDS = {'supervised': Supervised, 'reinforce': Reinforce, 'evaluate': Evaluation}
+
+
+def run(config, workdir: Path) -> None:
+    """Runs a stage, or every stage of a pipeline in order; what is done already is skipped.
+
+    Raises:
+      UserError: bad input, before any device work of any stage.
+    """
+    stages = [_build(section, workdir) for section in _sections(config, workdir)]
+    for stage in stages:
+        stage.run()
+
+
+def _build(section, workdir: Path):
+    kind = section.get('kind')
+    if kind not in KINDS:
+        raise UserError(f'config.kind is {kind!r}; it must be one of {", ".join([*KINDS, "pipeline"])}.')
+    return KINDS[kind](section, workdir)
+
+
+def _sections(config, workdir: Path) -> list:
+    """The configs of the stages to run: those of a pipeline; a stage with what must come before it."""
+    if config.get('kind') == 'pipeline':
+        unread = config.keys() - {'kind', 'order', 'seed', 'task', 'model', 'mesh', *config.order}
+        if unread or not set(config.order) <= set(config.keys()):
+            raise UserError(
+                f'config.order is {tuple(config.order)}; it must name sections of the config, and every section '
+                f'({", ".join(sorted(unread)) or "none left over"}).')
+        return [config[name] for name in config.order]
+    before = config.get('before')
+    if before and not checkpoint.exists(StageDirectory(workdir, config.start_from, {}).checkpoints):
+        progress.say(f'{config.stage}: {workdir} has no {config.start_from} to start from; it is made first')
+        return [before, config]
+    if before and _unfinished(before, workdir):
+        progress.say(f'{config.stage}: {config.start_from} in {workdir} is not finished; it goes on first')
+        return [before, config]
+    return [config]
+
+
+def _unfinished(section, workdir: Path) -> bool:
+    directory = StageDirectory(workdir, section.stage, {}).checkpoints
+    return (checkpoint.Checkpoints(directory).latest() or 0) < section.steps

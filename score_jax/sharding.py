@@ -1,0 +1,94 @@
+"""The mesh, the rules that map logical axes onto it, and placement of host arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from score_jax.errors import UserError
+
+# Logical axis -> mesh axes. A dimension that its mesh axes do not divide is replicated.
+RULES = {
+    'batch': ('data', 'fsdp'),
+    'layers': None,
+    'vocab': 'model',
+    'embed': 'fsdp',
+    'heads': 'model',
+    'kv_heads': 'model',
+    'head_dim': None,
+    'mlp': 'model',
+    'slot': None,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 for at most one of them means all that are left."""
+
+    data: int
+    fsdp: int
+    model: int
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh `(data, fsdp, model)` over all devices; `UserError` if they do not fit."""
+    names = ('data', 'fsdp', 'model')
+    sizes = [getattr(config, name) for name in names]
+    devices = jax.device_count()
+    shown = ', '.join(f'{name} = {size}' for name, size in zip(names, sizes))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f'config.mesh has {shown}; sizes must be positive, and at most one may be -1 (all the rest).')
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices:
+        raise UserError(
+            f'config.mesh has {shown}, which does not fit the {devices} device(s) here; '
+            f'set one of them to -1 and make the others divide {devices}.')
+    return jax.make_mesh(tuple(sizes), names, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """The number of parts that a batch is divided into."""
+    return math.prod(mesh.shape[name] for name in RULES['batch'])
+
+
+def check_divisible(key: str, size: int, mesh: Mesh) -> None:
+    """Refuses a batch that the mesh does not divide, and names the nearest sizes that work."""
+    shards = batch_shards(mesh)
+    if size % shards:
+        below, above = size // shards * shards, -(-size // shards) * shards
+        nearest = f'{below} or {above}' if below else f'{above}'
+        raise UserError(
+            f'{key} is {size}, which the {shards} batch shards of the mesh '
+            f'(data = {mesh.shape["data"]} x fsdp = {mesh.shape["fsdp"]}) do not divide; {nearest} would work.')
+
+
+def named_sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of an array whose dimensions have these logical axes."""
+    spec = []
+    for axis, size in zip(axes, shape, strict=True):
+        rule = RULES[axis] if axis else None
+        names = (rule,) if isinstance(rule, str) else (rule or ())
+        fits = names and size % math.prod(mesh.shape[name] for name in names) == 0
+        spec.append(rule if fits else None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """One copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension over the data axes, the others whole."""
+    return NamedSharding(mesh, PartitionSpec(RULES['batch']))
+
+
+def put_batch(mesh: Mesh, tree):
+    """Host arrays `[B, ...]` onto the devices, `B` over the data axes."""
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), batch_sharding(mesh)), tree)

@@ -1,0 +1,118 @@
+"""The loop: a stage's steps, from its start or its last checkpoint to its end.
+
+What a step does is the stage's own (`baselines/supervised.py`, `reinforce.py`); here it is repeated, recorded,
+shown and saved. A step is a function of the state and its number alone, so a stage that was killed and run
+again ends with the same parameters to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from score_jax import learner, model, progress, sharding, tasks
+from score_jax.checkpoint import Checkpoints
+from score_jax.errors import UserError
+from score_jax.learner import Learner, OptimizerConfig, TrainState
+from score_jax.settings import read
+from score_jax.sharding import MeshConfig
+from score_jax.workdir import StageDirectory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Keys that every training stage has; `configs/common.py` has the comments."""
+
+    kind: str
+    stage: str
+    seed: int
+    steps: int
+    batch: int
+    learning_rate: float
+    optimizer: dict
+    task: dict
+    model: dict
+    mesh: MeshConfig
+    head_chunk: int
+    log_every: int
+    save_every: int
+    keep: int
+
+    def __post_init__(self):
+        for key in ('steps', 'batch', 'head_chunk', 'log_every', 'save_every', 'keep'):
+            if getattr(self, key) < 1:
+                raise UserError(f'config.{key} is {getattr(self, key)}; it must be at least 1.')
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f'config.seed is {self.seed}; it must lie between 0 and 2**31 - 1.')
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of a stage's own problems and noise, so that no stage sees another's again."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(stage.encode())]).generate_state(1)[0] >> 1)
+
+
+def model_config(section: dict, task: tasks.Task) -> model.ModelConfig:
+    """`config.model` with the vocabulary of the task's tokenizer."""
+    return read(model.ModelConfig, {**section, 'vocab_size': task.tokenizer.vocab_size}, 'config.model')
+
+
+class Stage:
+    """One training stage; a subclass says what it starts from and what a step is."""
+
+    def __init__(self, config: TrainConfig, section, workdir: Path):
+        """Reads and checks everything that can be checked without device work."""
+        self.config, self.workdir = config, workdir
+        self.directory = StageDirectory(workdir, config.stage, section)
+        self.seed = stage_seed(config.seed, config.stage)
+        self.task = tasks.make(config.task)
+        self.model = model_config(config.model, self.task)
+        self.optimizer = read(
+            OptimizerConfig, {**config.optimizer, 'steps': config.steps, 'learning_rate': config.learning_rate},
+            'config.optimizer')
+        self.mesh = sharding.make_mesh(config.mesh)
+        sharding.check_divisible('config.batch', config.batch, self.mesh)
+        self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk)
+        self.directory.check()
+
+    def start(self) -> dict:
+        """The parameters of step 0, float32, on the mesh."""
+        raise NotImplementedError
+
+    def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], list[dict]]:
+        """Step number `step` (0 for the first): the next state, metrics, lines for samples.jsonl."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Goes on from the last checkpoint, or starts, and runs to the end."""
+        config = self.config
+        checkpoints = Checkpoints(self.directory.checkpoints, keep=config.keep)
+        done = checkpoints.latest() or 0
+        if done >= config.steps:
+            progress.say(f'{config.stage}: all {config.steps} steps are done already ({self.directory.path})')
+            return
+        if done:
+            state, _ = checkpoints.restore(learner.abstract_state(self.model, self.optimizer, self.mesh))
+            progress.say(f'{config.stage}: goes on after step {done} of {config.steps} ({self.directory.path})')
+        else:
+            state = learner.new_state(self.model, self.optimizer, self.mesh, self.start())
+        self.directory.open()
+        self.directory.truncate(done)
+        lines = progress.StepLines(config.stage, config.steps, config.log_every, done)
+        for step in range(done, config.steps):
+            began = time.monotonic()
+            state, metrics, samples = self.step(state, step)
+            metrics['steps_per_second'] = 1 / (time.monotonic() - began)
+            where = {'stage': config.stage, 'step': step + 1}
+            self.directory.append('metrics.jsonl', [where | {'steps': config.steps} | metrics])
+            self.directory.append('samples.jsonl', [where | sample for sample in samples])
+            lines.add(step + 1, metrics)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch}
+                checkpoints.save(step + 1, state, meta=meta, reward=metrics.get('reward'))
+        checkpoints.close()

@@ -1,0 +1,83 @@
+"""Where files land, and the record of a stage: its config, metrics and samples.
+
+    WORKDIR/STAGE/config.json       what the stage was run with
+    WORKDIR/STAGE/checkpoints/      Orbax
+    WORKDIR/STAGE/metrics.jsonl     a line a step
+    WORKDIR/STAGE/samples.jsonl     two-turn transcripts
+    WORKDIR/results.json            the final table
+    WORKDIR/report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from score_jax import settings
+from score_jax.errors import UserError
+from score_jax.jsonl import read_jsonl
+
+# Keys that may differ when a stage goes on: they change no number.
+FREE_KEYS = ('log_every', 'save_every', 'keep', 'mesh', 'before')
+
+
+class StageDirectory:
+    """One stage's folder; refuses to mix two configs in it."""
+
+    def __init__(self, workdir: Path, name: str, config: Mapping):
+        self.path = workdir / name
+        self._config = {key: value for key, value in settings.plain(config).items() if key not in FREE_KEYS}
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / 'checkpoints'
+
+    def check(self) -> None:
+        """Raises `UserError` if the folder holds a stage of another config."""
+        saved = self.path / 'config.json'
+        if not saved.exists():
+            return
+        try:
+            old = json.loads(saved.read_text())
+        except ValueError:
+            raise UserError(f'{saved} is not readable as JSON; move {self.path} away to start this stage anew.') from None
+        changes = settings.differences(old, self._config)
+        if changes:
+            raise UserError(
+                f'{self.path} was made with another config ({"; ".join(changes)}); use another --workdir, or go back '
+                'to the old values.')
+
+    def open(self) -> None:
+        """Makes the folder and writes its config, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / 'config.json', self._config)
+
+    def truncate(self, step: int) -> None:
+        """Drops the lines after `step`: they are made again."""
+        for name in ('metrics.jsonl', 'samples.jsonl'):
+            path = self.path / name
+            if path.exists():
+                kept = [line for line in read_jsonl(path) if line['step'] <= step]
+                self.replace(name, kept)
+
+    def replace(self, name: str, lines: list[dict]) -> None:
+        """Writes a whole file of lines."""
+        _replace(self.path / name, ''.join(json.dumps(line) + '\n' for line in lines))
+
+    def append(self, name: str, lines: list[dict]) -> None:
+        """Adds lines to `metrics.jsonl` or `samples.jsonl`."""
+        with (self.path / name).open('a') as file:
+            file.write(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def write_json(path: Path, value) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    _replace(path, json.dumps(value, indent=1) + '\n')
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(text)
+    os.replace(temporary, path)
