@@ -74,7 +74,7 @@ CHARTS = (
           lines=_turns("kl_turn"),
           caption="How far each turn has moved from the base model. Stage I should hold turn 1 near zero while turn 2 "
                   "moves; a sudden climb is drift away from the language of the base."),
-    Chart(name="entropy", title="Entropy", unit="entropy (nats)",
+    Chart(name="entropy", title="Entropy", unit="entropy (nats per token)",
           lines=_turns("entropy_turn"),
           caption="How much the samples still vary. Near zero every sample is the same, and there is no better one to "
                   "learn from."),

@@ -149,7 +149,7 @@ def _empty(static: _Static, rows: int, width: int) -> _State:
         cache=lm.new_cache(static.model, rows, 0)).on(static.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks'), donate_argnames=('state',))
+@functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks'))
 def _prefill(static: _Static, params, state: _State, block, block_length, *, slots: int, forks: int) -> _State:
     """Reads `block [B, I]` (`block_length [B]` of it) behind each row, then forks each row `forks` times."""
     columns = state.length[:, None] + jnp.arange(block.shape[1])
@@ -168,8 +168,13 @@ def _prefill(static: _Static, params, state: _State, block, block_length, *, slo
     return state.replace(cache=fork(cache, axis=1), count=jnp.zeros((), jnp.int32)).on(static.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=('static', 'slots'), donate_argnames=('state',))
-def _decode(static: _Static, params, state: _State, uniform, turn, until, *, slots: int) -> _State:
+@functools.partial(jax.jit, static_argnames=('static', 'slots'))
+def _grow(static: _Static, state: _State, *, slots: int) -> _State:
+    return state.replace(cache=lm.grow(state.cache, slots)).on(static.mesh)
+
+
+@functools.partial(jax.jit, static_argnames=('static',), donate_argnames=('state',))
+def _decode(static: _Static, params, state: _State, uniform, turn, until) -> _State:
     """Samples until `until` tokens of this turn are drawn or every row is done."""
     rows = jnp.arange(state.length.shape[0])
     end_tokens = jnp.asarray(static.rollout.end_tokens)
@@ -189,7 +194,6 @@ def _decode(static: _Static, params, state: _State, uniform, turn, until, *, slo
             next_logits=lm.logits(params, static.model, hidden[:, 0]),
             cache=cache)
 
-    state = state.replace(cache=lm.grow(state.cache, slots))
     state = jax.lax.while_loop(lambda s: (s.count < until) & ~s.done.all(), step, state)
     return state.replace(truncated=state.truncated.at[:, turn - 1].set(~state.done)).on(static.mesh)
 
@@ -257,8 +261,10 @@ def sample(
         longest += int(block_length.max())
         for start in range(0, rollout.max_tokens, rollout.chunk):
             until = min(start + rollout.chunk, rollout.max_tokens)
-            slots = max(slots, _round_up(longest + until, rollout.chunk))
-            state = _decode(static, params, state, uniform, turn, until, slots=slots)
+            needed = _round_up(longest + until, rollout.chunk)
+            if needed > state.cache.slots:
+                state = _grow(static, state, slots=needed)
+            state = _decode(static, params, state, uniform, turn, until)
             if bool(state.done.all()):
                 break
         longest = int(state.length.max())

@@ -24,7 +24,7 @@ def read(cls, section: Mapping, path: str = 'config'):
         raise UserError(f'{path} is {section!r}; it must be a section of keys.')
     fields = {field.name for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    for key in section.keys() - fields:
+    for key in sorted(set(section.keys()) - fields):
         near = difflib.get_close_matches(key, fields, n=1)
         advice = f'did you mean {near[0]}?' if near else f'known keys are {", ".join(sorted(fields))}.'
         raise UserError(f'{path}.{key} is not a key that anything reads; {advice}')

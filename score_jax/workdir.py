@@ -17,7 +17,7 @@ from pathlib import Path
 
 from score_jax import settings
 from score_jax.errors import UserError
-from score_jax.jsonl import read_jsonl
+from score_jax.jsonl import number, read_jsonl
 
 # Keys that may differ when a stage goes on: they change no number.
 FREE_KEYS = ('log_every', 'save_every', 'keep', 'mesh', 'before')
@@ -59,7 +59,7 @@ class StageDirectory:
         for name in ('metrics.jsonl', 'samples.jsonl'):
             path = self.path / name
             if path.exists():
-                kept = [line for line in read_jsonl(path) if line['step'] <= step]
+                kept = [line for line in read_jsonl(path) if number(line, 'step') <= step]
                 self.replace(name, kept)
 
     def replace(self, name: str, lines: list[dict]) -> None:
