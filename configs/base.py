@@ -5,7 +5,11 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
+# A look at the whole path in seconds, not a result.
+PRESETS = {'smoke': {'steps': 60, 'batch': 64, 'save_every': 30, 'log_every': 20}}
+
+
+def get_config(preset: str = '') -> ConfigDict:
     config = common.training('base')
     config.kind = 'supervised'
     config.steps = 1500
@@ -22,4 +26,4 @@ def get_config() -> ConfigDict:
         keep_wrong=0.55,  # and a wrong first one
         solve_again=0.15,  # a second attempt that is no copy is a solution
     ))
-    return config
+    return common.preset(config, PRESETS, preset)

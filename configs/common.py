@@ -1,5 +1,7 @@
 """What the stages share: every key with its default and its meaning. A stage's own file sets the rest."""
 
+import sys
+
 from ml_collections import ConfigDict
 
 
@@ -98,3 +100,21 @@ def objective(name: str, **symbols: float) -> ConfigDict:
         baseline='leave_one_out',  # or 'none'
         allow_gamma_hack=False,  # accept gamma * alpha > 1, under which failing turn 1 on purpose pays
     ))
+
+
+# Presets of the stages of reinforcement learning: `--config=configs/stage1.py:NAME`.
+REINFORCE_PRESETS = {
+    # The paper's estimator: one second attempt on each first, and the KL as a log-ratio in the reward.
+    'paper': {'group.first': 16, 'group.second': 1, 'objective.kl_estimator': 'sampled'},
+    # A look at the whole path in seconds, not a result.
+    'smoke': {'steps': 20, 'batch': 8, 'save_every': 10, 'log_every': 5},
+}
+
+
+def preset(config: ConfigDict, presets: dict[str, dict], name: str) -> ConfigDict:
+    """`config` with the values of the preset `name`; '' is none."""
+    if name and name not in presets:
+        print(f'{name!r} is not a preset of this config; it has {", ".join(presets)}.', file=sys.stderr)
+        sys.exit(2)
+    config.update_from_flattened_dict(presets.get(name, {}))
+    return config

@@ -5,7 +5,11 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
+# A look at the whole path in seconds, not a result.
+PRESETS = {'smoke': {'problems': 100, 'batch': 100}}
+
+
+def get_config(preset: str = '') -> ConfigDict:
     config = common.shared()
     config.kind = 'evaluate'
     config.stage = 'evaluation'  # the folder in the workdir
@@ -15,4 +19,4 @@ def get_config() -> ConfigDict:
     config.batch = 500  # problems sampled at a time
     config.samples = 200  # transcripts kept of each method and temperature
     config.rollout = common.sampling()
-    return config
+    return common.preset(config, PRESETS, preset)

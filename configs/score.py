@@ -4,12 +4,16 @@ from ml_collections import ConfigDict
 
 from configs import base, common, evaluate, stage1, stage2
 
+STAGES = {'base': base, 'stage1': stage1, 'stage2': stage2, 'evaluate': evaluate}
+PRESETS = {name: {} for stage in STAGES.values() for name in stage.PRESETS}
 
-def get_config() -> ConfigDict:
-    config = common.shared()
+
+def get_config(preset: str = '') -> ConfigDict:
+    """A preset is that of every stage which has it: `configs/score.py:smoke` shows the whole path in a minute or two."""
+    config = common.preset(common.shared(), PRESETS, preset)
     config.kind = 'pipeline'
-    config.order = ('base', 'stage1', 'stage2', 'evaluate')  # sections below, in the order in which they run
-    for name, stage in (('base', base), ('stage1', stage1), ('stage2', stage2), ('evaluate', evaluate)):
-        config[name] = common.refer(stage.get_config(), config)
+    config.order = tuple(STAGES)  # sections below, in the order in which they run
+    for name, stage in STAGES.items():
+        config[name] = common.refer(stage.get_config(preset if preset in stage.PRESETS else ''), config)
     config.stage1.before = ConfigDict()  # the base is a stage of its own here
     return config

@@ -4,12 +4,14 @@ from ml_collections import ConfigDict
 
 from configs import base, common
 
+PRESETS = common.REINFORCE_PRESETS
 
-def get_config() -> ConfigDict:
+
+def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage1')
     config.start_from = 'base'
-    config.before = common.refer(base.get_config(), config)
+    config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
     config.steps = 300
     config.learning_rate = 4e-4
     config.objective = common.objective('stage1', beta1=0.01, beta2=0.1)
-    return config
+    return common.preset(config, PRESETS, preset)

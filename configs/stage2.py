@@ -4,11 +4,13 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+PRESETS = common.REINFORCE_PRESETS
 
-def get_config() -> ConfigDict:
+
+def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage2')
     config.start_from = 'stage1'
     config.steps = 300
     config.learning_rate = 1.5e-4
     config.objective = common.objective('stage2', alpha=5.0, beta1=0.03)
-    return config
+    return common.preset(config, PRESETS, preset)

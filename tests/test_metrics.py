@@ -1,0 +1,75 @@
+"""Shares of all problems, with intervals that cover."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from score_jax import metrics
+
+Z = 1.959963984540054  # the 97.5 % quantile of the normal law
+
+
+def outcomes(n: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return (rng.random((n, 2)) < 0.4).astype(np.float32), rng.random(n) < 0.3
+
+
+@pytest.mark.parametrize('count, n', [(0, 1), (1, 1), (0, 30), (7, 30), (15, 30), (30, 30), (123, 2000)])
+def test_the_interval_of_a_share_is_wilsons(count, n):
+    p = count / n
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    reach = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    assert metrics.share_interval(count, n) == pytest.approx((middle - reach, middle + reach), abs=1e-12)
+
+
+@pytest.mark.parametrize('n', [4, 8, 15, 25])
+def test_the_paired_interval_covers_the_difference(n):
+    intervals = {(g, l): metrics.paired_interval(g, l, n) for g in range(n + 1) for l in range(n + 1 - g)}
+
+    def coverage(gain: float, loss: float) -> float:
+        total = 0.0
+        for (g, l), (low, high) in intervals.items():
+            if low <= gain - loss <= high:
+                ways = math.comb(n, g) * math.comb(n - g, l)
+                total += ways * gain**g * loss**l * (1 - gain - loss) ** (n - g - l)
+        return total
+
+    shares = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45)
+    assert min(coverage(gain, loss) for gain, loss in itertools.product(shares, shares)) >= 0.93
+
+
+def test_the_paired_interval_holds_its_estimate_and_has_a_width():
+    for n in range(1, 13):
+        for gained in range(n + 1):
+            for lost in range(n + 1 - gained):
+                low, high = metrics.paired_interval(gained, lost, n)
+                assert -1 <= low <= (gained - lost) / n <= high <= 1 and high > low
+
+
+def test_the_paired_interval_is_the_mirror_image_when_gains_and_losses_change_places():
+    low, high = metrics.paired_interval(7, 2, 30)
+    assert metrics.paired_interval(2, 7, 30) == pytest.approx((-high, -low))
+
+
+def test_transitions_of_the_four_outcomes():
+    correct = np.array([[0, 0], [0, 1], [0, 1], [1, 0], [1, 1]], np.float32)
+    changed = np.array([False, True, True, True, False])
+    assert metrics.transitions(correct, changed) == pytest.approx(
+        dict(t1=2 / 5, t2=3 / 5, delta=1 / 5, i_to_c=2 / 5, c_to_i=1 / 5, changed=3 / 5))
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_delta_is_what_was_gained_less_what_was_lost(seed):
+    row = metrics.transitions(*outcomes(seed=seed))
+    assert row['delta'] == pytest.approx(row['i_to_c'] - row['c_to_i'])
+    assert row['delta'] == pytest.approx(row['t2'] - row['t1'])
+
+
+def test_every_figure_comes_with_its_interval_around_it():
+    row = metrics.with_intervals(*outcomes())
+    names = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
+    assert row.keys() == {f'{name}{end}' for name in names for end in ('', '_low', '_high')}
+    assert all(row[f'{name}_low'] < row[name] < row[f'{name}_high'] for name in names)
+    assert all(type(value) is float for value in row.values())

@@ -1,0 +1,102 @@
+"""The decoder computes what its formulas say, with and without a cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import decoder_logits, random_params, tiny
+
+from score_jax import model as lm
+from score_jax.errors import UserError
+
+TOKENS = np.random.default_rng(1).integers(0, 8, (3, 9))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def forward(params, config, tokens, positions, cache=None):
+    hidden, cache = lm.forward(params, config, tokens, positions, cache)
+    return lm.logits(params, config, hidden), cache
+
+
+def all_logits(params, config, tokens=TOKENS):
+    return forward(params, config, tokens, np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape))[0]
+
+
+@pytest.mark.parametrize('changes', [
+    dict(), dict(tied=False), dict(kv_heads=4), dict(kv_heads=1, layers=3), dict(heads=2, kv_heads=1, head_dim=6)])
+def test_logits_are_those_of_the_formulas(changes):
+    config = tiny(**changes)
+    params = random_params(config)
+    expected = np.stack([decoder_logits(params, config, row) for row in TOKENS])
+    np.testing.assert_allclose(all_logits(params, config), expected, atol=1e-4)
+
+
+def test_a_later_token_changes_nothing_before_it():
+    params = random_params(tiny())
+    changed = TOKENS.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % 8
+    before, after = all_logits(params, tiny()), all_logits(params, tiny(), changed)
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (np.abs(before - after)[:, 5:].max(-1) > 1e-3).all()
+
+
+def test_logits_with_a_cache_are_those_without():
+    """Row b has read 2 + b tokens and one of junk behind them, then reads the rest one by one in a grown cache."""
+    config, params = tiny(), random_params(tiny())
+    expected, read = all_logits(params, config), np.arange(3) + 2
+    block = np.where(np.arange(5) < read[:, None], TOKENS[:, :5], 7)
+    positions = np.broadcast_to(np.arange(5), (3, 5))
+    got, cache = forward(params, config, block, positions, lm.new_cache(config, 3, 6))
+    for row in range(3):
+        np.testing.assert_allclose(got[row, :read[row]], expected[row, :read[row]], atol=1e-5)
+    cache = lm.grow(cache, 8)
+    assert cache.slots == 8
+    for step in range(4):
+        at = read + step
+        got, cache = forward(params, config, TOKENS[range(3), at][:, None], at[:, None], cache)
+        np.testing.assert_allclose(got[:, 0], expected[range(3), at], atol=1e-5)
+
+
+def test_what_lies_beyond_the_cache_is_dropped():
+    config, params = tiny(), random_params(tiny())
+    positions = np.broadcast_to(np.arange(9), TOKENS.shape)
+    got, cache = forward(params, config, TOKENS, positions, lm.new_cache(config, 3, 4))
+    np.testing.assert_allclose(got[:, :4], all_logits(params, config)[:, :4], atol=1e-5)
+    assert cache.slots == 4
+
+
+def test_bfloat16_is_the_compute_type_and_logits_are_float32():
+    config = tiny(dtype='bfloat16')
+    params = random_params(config)
+    logits, cache = forward(params, config, TOKENS, np.tile(np.arange(9), (3, 1)), lm.new_cache(config, 3, 9))
+    assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
+    exact = all_logits(params, tiny())
+    assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_initial_parameters_are_as_declared():
+    config = tiny(width=64, mlp=128, vocab_size=300, tied=False)
+    params = lm.initialise(config, jax.random.key(3))
+    for path, param in jax.tree.leaves_with_path(lm.declare(config), is_leaf=lambda x: hasattr(x, 'stddev')):
+        value = functools.reduce(lambda tree, key: tree[key.key], path, params)
+        assert value.shape == param.shape and len(param.axes) == len(param.shape)
+        if param.stddev:
+            assert np.std(value) == pytest.approx(param.stddev, rel=0.15) and abs(np.mean(value)) < 0.1 * param.stddev
+        else:
+            np.testing.assert_array_equal(value, 1)
+    assert np.std(all_logits(params, config)) == pytest.approx(1, rel=0.3)
+    flat = [x.ravel()[:4].tolist() for x in jax.tree.leaves(params) if x.std() > 0]
+    assert len({tuple(np.round(np.divide(x, x[0]), 3)) for x in flat}) == len(flat)  # no noise is used twice
+    same = lm.initialise(config, jax.random.key(3))
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, same))
+    assert 'head' in params and 'head' not in lm.initialise(tiny(), jax.random.key(0))
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(layers=0), 'config.model.layers is 0'), (dict(heads=3), 'config.model.heads is 3.*kv_heads = 2'),
+    (dict(head_dim=5), 'config.model.head_dim is 5'), (dict(dtype='float16'), "config.model.dtype is 'float16'")])
+def test_a_shape_that_makes_no_decoder_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**change)

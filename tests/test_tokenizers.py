@@ -1,0 +1,85 @@
+"""The SentencePiece wrapper says what sentencepiece says; the word model has one token a word."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from score_jax.tokenizers import SentencePiece, word_sentencepiece
+
+DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+# (begin, end, pad) as their makers document them; the second has no padding token.
+MODELS = {'keras_gemma_export_vocab.spm': (2, 1, 0), 'sentencepiece_test_model.model': (1, 2, 0)}
+WORDS = ['1', '12', '123', '+', '=', 'make', ':']
+
+needs_data = pytest.mark.skipif(not DATA.exists(), reason=f'no data to compare on in {DATA}')
+
+
+def lines(count: int) -> list[str]:
+    with (DATA / 'gsm8k' / 'test.jsonl').open() as file:
+        return [text for line in itertools.islice(file, count) for text in json.loads(line).values()]
+
+
+@needs_data
+@pytest.mark.parametrize('name', MODELS)
+def test_text_is_encoded_and_decoded_as_by_sentencepiece_itself(name):
+    path = DATA / 'tokenizers' / name
+    ours, theirs = SentencePiece(path.read_bytes()), sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for text in [*lines(60), '', ' two  spaces ', 'caf\u00e9 \u4f60\u597d']:
+        tokens = ours.encode(text)
+        assert tokens == theirs.encode(text)
+        assert ours.decode(tokens) == theirs.decode(tokens)
+
+
+@needs_data
+@pytest.mark.parametrize('name, special', MODELS.items())
+def test_special_tokens_are_those_of_the_model_and_have_no_text(name, special):
+    tokenizer = SentencePiece((DATA / 'tokenizers' / name).read_bytes())
+    begin, end, pad = special
+    assert (tokenizer.begin_tokens, tokenizer.end_tokens, tokenizer.pad_token) == ((begin,), (end,), pad)
+    tokens = tokenizer.encode('a text')
+    assert not {begin, end} & set(tokens)
+    assert tokenizer.decode([begin, *tokens, end]) == tokenizer.decode(tokens)
+
+
+@needs_data
+@pytest.mark.parametrize('name, size', [('keras_gemma_export_vocab.spm', 290), ('sentencepiece_test_model.model', 1000)])
+def test_every_token_is_below_the_vocabulary_size(name, size):
+    tokenizer = SentencePiece((DATA / 'tokenizers' / name).read_bytes())
+    assert tokenizer.vocab_size == size
+    assert all(0 <= token < size for text in lines(60) for token in tokenizer.encode(text))
+
+
+def test_each_word_of_a_word_model_is_one_token_of_its_own():
+    tokenizer = word_sentencepiece(WORDS)
+    tokens = [tokenizer.encode(word) for word in WORDS]
+    assert all(len(word_tokens) == 1 for word_tokens in tokens)
+    assert len({token for token, in tokens}) == len(WORDS)
+
+
+def test_a_word_model_keeps_words_apart_and_in_order():
+    tokenizer = word_sentencepiece(WORDS)
+    text = '123 + 12 + 1 + 1 = 137 make :'.replace('137', '1 12 123')
+    assert len(tokenizer.encode(text)) == len(text.split())
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_other_words_fall_back_to_characters():
+    tokenizer = word_sentencepiece(WORDS)
+    assert tokenizer.decode(tokenizer.encode('321 + 1')) == '321 + 1'
+    assert len(tokenizer.encode('321')) > 1
+
+
+def test_a_word_model_is_the_same_every_time():
+    assert word_sentencepiece(WORDS).encode('12 make 321') == word_sentencepiece(WORDS).encode('12 make 321')
+
+
+def test_the_special_tokens_of_a_word_model_are_four_and_have_no_text():
+    tokenizer = word_sentencepiece(WORDS)
+    special = {*tokenizer.begin_tokens, *tokenizer.end_tokens, tokenizer.pad_token}
+    assert len(special) == 3 and not special & set(tokenizer.encode(' '.join(WORDS)))
+    tokens = tokenizer.encode('1 + 12')
+    assert tokenizer.decode([*tokenizer.begin_tokens, *tokens, *tokenizer.end_tokens, tokenizer.pad_token]) == '1 + 12'
+    assert all(isinstance(tokenizer.decode([token]), str) for token in range(tokenizer.vocab_size))
