@@ -20,8 +20,8 @@ def random_params(config: lm.ModelConfig, seed: int = 0) -> dict:
     """Weights large enough for peaked laws that depend on the context; no norm is 1."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda x: np.asarray(rng.normal(float(x.min() == x.max()), 0.45, x.shape), np.float32),
-        lm.initialise(config, jax.random.key(0)))
+        lambda p: rng.normal(0.0 if p.stddev else 1.0, 0.45, p.shape).astype(np.float32),
+        lm.declare(config), is_leaf=lambda x: hasattr(x, 'stddev'))
 
 
 def mesh_of(*shape: int) -> Mesh:

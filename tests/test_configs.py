@@ -1,0 +1,155 @@
+"""Every key of every config is declared and read; shared keys reach every stage."""
+
+import dataclasses
+import importlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from score_jax import objective, settings, train
+from score_jax.baselines.supervised import SupervisedConfig
+from score_jax.errors import UserError
+from score_jax.evaluate import EvaluateConfig, Evaluation
+from score_jax.learner import OptimizerConfig
+from score_jax.model import ModelConfig
+from score_jax.reinforce import ReinforceConfig
+from score_jax.run import run
+from score_jax.tasks.countdown import CountdownConfig
+
+STAGES = {'base': SupervisedConfig, 'stage1': ReinforceConfig, 'stage2': ReinforceConfig, 'evaluate': EvaluateConfig}
+SHARED = ('seed', 'task', 'model', 'mesh')
+OTHER = {int: 'text', float: 'text', bool: 'text', str: 5, tuple: 5, ConfigDict: 5}  # a value of another type
+
+
+def load(name: str) -> ConfigDict:
+    return importlib.import_module(f'configs.{name}').get_config()
+
+
+def sections(config: ConfigDict, path: str = ''):
+    """(path, section) of `config` and of every section in it; not the stage that may come before, a config itself."""
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and key != 'before':
+            yield from sections(value, f'{path}{key}.')
+
+
+EVERY_SECTION = [(name, path) for name in STAGES for path, _ in sections(load(name))]
+EVERY_KEY = [(name, path, key) for name in STAGES for path, section in sections(load(name)) for key in section]
+
+
+@pytest.fixture(autouse=True)
+def no_stage_runs(monkeypatch):
+    for cls in (train.Stage, Evaluation):
+        monkeypatch.setattr(cls, 'run', lambda self: pytest.fail('the config was accepted'))
+
+
+def section_of(config: ConfigDict, path: str) -> ConfigDict:
+    return dict(sections(config))[path]
+
+
+def refusal(config: ConfigDict, workdir) -> str:
+    """What a run of `config` says; it must write nothing."""
+    with pytest.raises(UserError) as error:
+        run(config, workdir)
+    assert not workdir.exists()
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def fields(cls, *given_elsewhere: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)} - set(given_elsewhere)
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_the_keys_of_a_config_are_those_that_are_read(name):
+    config = load(name)
+    settings.read(STAGES[name], config)
+    assert set(config.model) == fields(ModelConfig, 'vocab_size')
+    assert set(config.task) == fields(CountdownConfig) | {'name'}
+    if 'optimizer' in config:
+        assert set(config.optimizer) == fields(OptimizerConfig, 'steps', 'learning_rate')
+    if 'objective' in config:
+        objective.resolve(**config.objective)
+
+
+@pytest.mark.parametrize('name, path', EVERY_SECTION)
+def test_a_key_that_nothing_reads_is_refused_in_every_section(name, path, tmp_path):
+    config = load(name)
+    with config.unlocked():
+        section_of(config, path)['no_such_key'] = 1
+    assert f'config.{path}no_such_key' in refusal(config, tmp_path / 'w')
+
+
+@pytest.mark.parametrize('name, path, key', EVERY_KEY)
+def test_a_key_that_is_missing_is_named(name, path, key, tmp_path):
+    config = load(name)
+    with config.unlocked():
+        del section_of(config, path)[key]
+    assert f'config.{path}{key}' in refusal(config, tmp_path / 'w')
+
+
+@pytest.mark.parametrize('name, path, key', EVERY_KEY)
+def test_a_value_of_another_type_is_named(name, path, key, tmp_path):
+    config = load(name)
+    section = section_of(config, path)
+    other = OTHER[type(section[key])]
+    with config.unlocked(), config.ignore_type():
+        section[key] = other
+    text = refusal(config, tmp_path / 'w')
+    assert f'config.{path}{key}' in text and repr(other) in text
+
+
+@pytest.mark.parametrize('name', ['optimizer.steps', 'optimizer.learning_rate', 'model.vocab_size'])
+def test_a_key_that_follows_from_others_cannot_be_given(name, tmp_path):
+    config = load('base')
+    with config.unlocked():
+        config.update_from_flattened_dict({name: 1})
+    assert f'config.{name}' in refusal(config, tmp_path / 'w')
+
+
+def test_the_pipeline_has_the_stages_in_their_order_and_nothing_else():
+    config = load('score')
+    assert config.order == tuple(STAGES)
+    assert set(config) == {'kind', 'order', *SHARED, *STAGES}
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_a_stage_of_the_pipeline_has_the_values_of_its_own_config(name):
+    pipeline, own = load('score')[name].to_dict(), load(name).to_dict()
+    if 'before' in own:
+        pipeline['before'] = own['before'] = {}  # the base is a stage of its own in the pipeline
+    assert pipeline == own
+
+
+def shared_values(config: ConfigDict) -> dict:
+    """The shared keys and their values, flat."""
+    sections = {key: config[key] for key in SHARED}
+    return {path: value for path, value in flatten(sections)}
+
+
+def flatten(section, path: str = ''):
+    for key, value in section.items():
+        if hasattr(value, 'items'):
+            yield from flatten(value, f'{path}{key}.')
+        else:
+            yield f'{path}{key}', value
+
+
+def changed(value):
+    return not value if isinstance(value, bool) else value + ('x' if isinstance(value, str) else 1)
+
+
+@pytest.mark.parametrize('path', shared_values(load('score')))
+def test_a_shared_key_reaches_every_stage_when_it_is_overridden(path):
+    config = load('score')
+    value = changed(shared_values(config)[path])
+    config.update_from_flattened_dict({path: value})
+    assert {name: shared_values(config[name])[path] for name in STAGES} == dict.fromkeys(STAGES, value)
+
+
+@pytest.mark.parametrize('path', shared_values(load('stage1')))
+def test_a_shared_key_reaches_the_base_that_stage1_makes_first(path):
+    config = load('stage1')
+    value = changed(shared_values(config)[path])
+    config.update_from_flattened_dict({path: value})
+    assert shared_values(config.before)[path] == value

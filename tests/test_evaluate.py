@@ -1,0 +1,194 @@
+"""Evaluation: every problem once, the same figures every time, measured again when the checkpoint is another one."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import evaluate as config_file
+from score_jax import evaluate, model, rollout
+from score_jax.checkpoint import Checkpoints
+from score_jax.errors import UserError
+from score_jax.evaluate import Evaluation
+from score_jax.reinforce import sampler
+
+TINY = {
+    'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
+    'task.largest': 9, 'task.limit': 40, 'problems': 11, 'batch': 8, 'samples': 3, 'rollout.max_tokens': 5,
+    'rollout.max_length': 48, 'rollout.chunk': 8, 'temperatures': (1.0, 0.0)}
+NAMES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
+
+
+def evaluation(workdir: Path, **changes) -> Evaluation:
+    config = config_file.get_config()
+    config.update_from_flattened_dict(TINY | changes)
+    return Evaluation(config, workdir)
+
+
+def save(workdir: Path, stage: str, step: int, seed: int) -> None:
+    """A checkpoint of random parameters."""
+    config = evaluation(workdir).model
+    checkpoints = Checkpoints(workdir / stage / 'checkpoints')
+    checkpoints.save(step, {'params': jax.jit(lambda: model.initialise(config, jax.random.key(seed)))()}, meta={})
+    checkpoints.close()
+
+
+@pytest.fixture(scope='module')
+def params():
+    config = evaluation(Path('nowhere')).model
+    return jax.jit(lambda: model.initialise(config, jax.random.key(0)))()
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory) -> Path:
+    """A workdir with a checkpoint of `base` and one of `stage1`."""
+    workdir = tmp_path_factory.mktemp('saved') / 'w'
+    save(workdir, 'base', 5, seed=0)
+    save(workdir, 'stage1', 5, seed=1)
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path) -> Path:
+    return shutil.copytree(saved, tmp_path / 'w')
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list:
+    """Grows by one whenever a method is measured at a temperature; the report is left out."""
+    calls, measure = [], evaluate.measure
+
+    def counted(params, config, sampling, *args, **kwargs):
+        calls.append(sampling.temperature)
+        return measure(params, config, sampling, *args, **kwargs)
+
+    monkeypatch.setattr(evaluate, 'measure', counted)
+    monkeypatch.setattr(evaluate.report, 'write', lambda workdir: workdir / 'report.html')
+    return calls
+
+
+def measure(params, *, count: int = 11, temperature: float = 1.0, seed: int = 0, batch: int = 8):
+    e = evaluation(Path('nowhere'), **{'rollout.temperature': temperature})
+    return evaluate.measure(
+        params, e.model, sampler(e.config.rollout, e.task, 2), e.mesh, e.task, e.problems[:count], batch=batch,
+        seed=seed)
+
+
+def results(workdir: Path) -> list[dict]:
+    return json.loads((workdir / 'results.json').read_text())
+
+
+def test_the_last_batch_is_padded_and_the_padding_dropped(params, monkeypatch):
+    rows, sample = [], rollout.sample
+
+    def watched(params, config, sampling, mesh, prompts, *args, **kwargs):
+        rows.append(len(prompts))
+        return sample(params, config, sampling, mesh, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(rollout, 'sample', watched)
+    attempts = measure(params, count=11)
+    assert rows == [8, 8]
+    assert [len(turn) for turn in attempts] == [11, 11]
+    assert [turn[:8] for turn in attempts] == measure(params, count=8)
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(params):
+    assert measure(params, temperature=0.0, batch=8) == measure(params, temperature=0.0, batch=16)
+
+
+def test_a_measurement_is_a_function_of_the_seed(params):
+    assert measure(params) == measure(params)
+    assert measure(params) != measure(params, seed=1)
+
+
+def test_batches_have_noise_of_their_own(params):
+    e = evaluation(Path('nowhere'))
+    twice = evaluate.measure(
+        params, e.model, sampler(e.config.rollout, e.task, 2), e.mesh, e.task, e.problems[:8] * 2, batch=8, seed=0)
+    assert twice[0][:8] != twice[0][8:]
+
+
+def test_problems_are_distinct_and_held_out():
+    e = evaluation(Path('nowhere'))
+    assert len(set(e.problems)) == 11
+    assert set(e.problems) <= set(e.task.problems('test', 20_000, seed=0, step=0))
+
+
+def test_a_row_of_results_has_these_keys_and_no_others(workdir, measured):
+    evaluation(workdir).run()
+    rows = results(workdir)
+    assert [(row['temperature'], row['method']) for row in rows] == [
+        (1.0, 'base'), (1.0, 'stage1'), (0.0, 'base'), (0.0, 'stage1')]
+    for row in rows:
+        assert row.keys() == {
+            'method', 'seed', 'temperature', 'n', *(f'{name}{end}' for name in NAMES for end in ('', '_low', '_high'))}
+        assert (row['n'], row['seed']) == (11, 0)
+    lines = [json.loads(line) for line in (workdir / 'evaluation' / 'samples.jsonl').read_text().splitlines()]
+    assert [(line['temperature'], line['method']) for line in lines] == [
+        (row['temperature'], row['method']) for row in rows for _ in range(3)]
+
+
+def test_what_is_measured_already_is_not_measured_again(workdir, measured, capsys):
+    evaluation(workdir).run()
+    before = results(workdir)
+    assert measured == [1.0, 1.0, 0.0, 0.0]
+    capsys.readouterr()
+    evaluation(workdir).run()
+    assert len(measured) == 4 and results(workdir) == before
+    assert capsys.readouterr().out.count('is measured already') == 4
+
+
+def test_a_later_checkpoint_is_measured_again_and_alone(workdir, measured):
+    evaluation(workdir).run()
+    save(workdir, 'stage1', 6, seed=2)
+    evaluation(workdir).run()
+    assert measured == [1.0, 1.0, 0.0, 0.0] + [1.0, 0.0]
+
+
+def test_another_checkpoint_of_the_same_step_and_time_is_measured_again(workdir, measured):
+    evaluation(workdir, temperatures=(1.0,), methods=('base',)).run()
+    before, folder = results(workdir), workdir / 'base' / 'checkpoints'
+    time = folder.stat().st_mtime
+    shutil.rmtree(folder)
+    save(workdir, 'base', 5, seed=3)
+    os.utime(folder, (time, time))  # as a copy that keeps times leaves it
+    evaluation(workdir, temperatures=(1.0,), methods=('base',)).run()
+    assert len(measured) == 2 and results(workdir) != before
+
+
+def test_a_copy_of_a_workdir_gives_the_same_results(workdir, measured, tmp_path):
+    evaluation(workdir).run()
+    copied = shutil.copytree(workdir, tmp_path / 'copied')
+    evaluation(copied).run()
+    assert results(copied) == results(workdir)
+
+
+def test_methods_without_a_checkpoint_are_left_out_and_named(workdir, measured, capsys):
+    evaluation(workdir, temperatures=(0.0,)).run()
+    assert 'no checkpoint of stage2' in capsys.readouterr().out
+    assert [row['method'] for row in results(workdir)] == ['base', 'stage1']
+
+
+def test_a_workdir_without_checkpoints_says_what_to_run_first(tmp_path):
+    with pytest.raises(UserError, match=r'first run .*configs/base\.py'):
+        evaluation(tmp_path / 'w').run()
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('changes, named', [
+    ({'problems': 10_000}, 'config.problems is 10000'),
+    ({'problems': 0}, 'config.problems is 0'),
+    ({'batch': 12}, '8 or 16 would work'),
+    ({'samples': -1}, 'config.samples is -1'),
+    ({'methods': ()}, 'config.methods'),
+    ({'temperatures': ()}, 'config.temperatures'),
+    ({'temperatures': (1.0, -0.5)}, 'config.temperatures'),
+    ({'rollout.max_length': 20}, 'config.rollout.max_length is 20'),
+])
+def test_what_cannot_be_evaluated_is_refused_before_anything_runs(workdir, changes, named):
+    with pytest.raises(UserError) as error:
+        evaluation(workdir, **changes)
+    assert named in str(error.value) and '\n' not in str(error.value)

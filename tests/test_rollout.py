@@ -1,0 +1,190 @@
+"""What is sampled is what the model says, turn after turn, whatever the chunk, the padding and the group."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import decoder_logits, log_softmax, mesh_of, random_params, tiny
+
+from score_jax import rollout
+from score_jax.errors import UserError
+from score_jax.rollout import RolloutConfig, _sample, turn_noise
+
+PROMPTS = [[1], [2, 3, 4, 5], [6, 7, 1], [3, 3]]
+INSTRUCTION = [5, 0, 6]
+END = 0  # also a token of the instruction: only a sampled one ends a response
+
+
+@functools.cache
+def sampled(*, tied=True, forks=(1, 1), seed=0, step=0, params_seed=0, prompts=None, on_turn=None, **changes):
+    """A rollout on the host: prompts of 1 to 4 tokens, responses of 1 to 5."""
+    values = dict(
+        turns=2, max_tokens=5, max_length=32, temperature=0.8, chunk=16, end_tokens=(END, 4), pad_token=7) | changes
+    config = tiny(tied=tied)
+    trajectory = rollout.sample(
+        random_params(config, params_seed), config, RolloutConfig(**values), mesh_of(1, 1, 1),
+        PROMPTS if prompts is None else [list(p) for p in prompts], INSTRUCTION, forks=forks, seed=seed, step=step,
+        on_turn=on_turn)
+    return jax.tree.map(np.asarray, trajectory)
+
+
+def written(trajectory):
+    """Everything but what fills the unused columns, cut to the longest row."""
+    width = trajectory.length.max()
+    tokens = np.where(np.arange(trajectory.tokens.shape[1]) < trajectory.length[:, None], trajectory.tokens, -1)
+    return [x[:, :width] for x in (tokens, trajectory.turn, trajectory.log_probs)] + [
+        trajectory.length, trajectory.truncated]
+
+
+def assert_same(a, b):
+    for x, y in zip(written(a), written(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def first_attempts(trajectory):
+    masks = trajectory.turn == 1
+    return [(t[m].tolist(), l[m].tolist()) for t, l, m in zip(trajectory.tokens, trajectory.log_probs, masks)]
+
+
+VARIANTS = [
+    dict(), dict(chunk=4, pad_token=4), dict(chunk=3, pad_token=END), dict(forks=(2, 3)),
+    dict(tied=False, temperature=0.0)]
+
+
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_log_probs_are_those_of_a_fresh_pass_over_the_exact_tokens(variant):
+    trajectory, config = sampled(**variant), tiny(tied=variant.get('tied', True))
+    params, temperature = random_params(config), variant.get('temperature', 0.8)
+    for row in range(len(trajectory.tokens)):
+        tokens = trajectory.tokens[row, :trajectory.length[row]]
+        logits = decoder_logits(params, config, tokens)
+        own = np.flatnonzero(trajectory.turn[row])
+        law = log_softmax(logits / (temperature or 1))[own - 1]
+        np.testing.assert_allclose(trajectory.log_probs[row, own], law[range(len(own)), tokens[own]], atol=1e-4)
+        if temperature == 0:
+            np.testing.assert_array_equal(tokens[own], law.argmax(-1))
+
+
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_every_row_is_prompt_response_instruction_response(variant):
+    trajectory, forks = sampled(**variant), variant.get('forks', (1, 1))
+    limit, ends, pad = 5, (END, 4), variant.get('pad_token', 7)
+    prompts = [p for p in PROMPTS for _ in range(forks[0] * forks[1])]
+    assert trajectory.tokens.shape[0] == len(prompts) and trajectory.tokens.shape[1] % variant.get('chunk', 16) == 0
+    for prompt, tokens, turn, log_probs, length, truncated in zip(
+        prompts, trajectory.tokens, trajectory.turn, trajectory.log_probs, trajectory.length, trajectory.truncated,
+        strict=True):
+        first, second = tokens[turn == 1].tolist(), tokens[turn == 2].tolist()
+        row = prompt + first + INSTRUCTION + second
+        assert tokens.tolist() == row + [pad] * (len(tokens) - len(row)) and length == len(row)
+        turns = [0] * len(prompt) + [1] * len(first) + [0] * len(INSTRUCTION) + [2] * len(second)
+        assert turn.tolist() == turns + [0] * (len(tokens) - len(row))
+        for response, cut in zip((first, second), truncated, strict=True):
+            assert 1 <= len(response) <= limit and not set(response[:-1]) & set(ends)
+            assert cut == (response[-1] not in ends) and (len(response) == limit or not cut)
+        assert (log_probs[turn == 0] == 0).all() and (log_probs[turn > 0] < 0).all()
+
+
+def test_the_rows_above_are_ragged():
+    trajectory = sampled(forks=(2, 3))
+    lengths = [np.sum(trajectory.turn == turn, axis=1) for turn in (1, 2)]
+    assert all(len(set(x.tolist())) > 2 for x in lengths)
+    assert all(0 < cut.sum() < len(cut) for cut in trajectory.truncated.T)
+
+
+@pytest.mark.parametrize('variant', [dict(chunk=4, pad_token=4), dict(chunk=3, pad_token=END)], ids=str)
+def test_neither_chunk_nor_padding_changes_what_is_sampled(variant):
+    assert_same(sampled(**variant), sampled())
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    alone, beside = sampled(prompts=((1,),)), sampled()
+    length = alone.length[0]
+    np.testing.assert_array_equal(alone.tokens[0, :length], beside.tokens[0, :length])
+    np.testing.assert_allclose(alone.log_probs[0, :length], beside.log_probs[0, :length], atol=1e-5)
+
+
+def test_forks_share_their_first_attempt_and_nothing_else():
+    few, many = sampled(forks=(2, 1)), sampled(forks=(2, 3))
+    assert first_attempts(many) == [attempt for attempt in first_attempts(few) for _ in range(3)]
+    assert len({str(attempt) for attempt in first_attempts(few)}) > len(PROMPTS)
+    seconds = [tuple(t[m]) for t, m in zip(many.tokens, many.turn == 2)]
+    assert sum(len(set(seconds[i:i + 3])) for i in range(0, len(seconds), 3)) > len(seconds) * 0.7
+
+
+def test_each_turn_is_handed_out_when_it_is_done():
+    seen = {}
+    trajectory = sampled(forks=(2, 3), on_turn=lambda turn, t: seen.update({turn: t}))
+    assert sorted(seen) == [1, 2] and all(isinstance(x, np.ndarray) for x in jax.tree.leaves(seen))
+    assert_same(seen[2], trajectory)
+    assert len(seen[1].tokens) == len(PROMPTS) * 2 and (seen[1].turn < 2).all()
+    assert [a for a in first_attempts(seen[1]) for _ in range(3)] == first_attempts(trajectory)
+    np.testing.assert_array_equal(np.repeat(seen[1].truncated[:, 0], 3), trajectory.truncated[:, 0])
+
+
+def test_one_turn_is_the_first_of_two():
+    one = sampled(turns=1, forks=(1,))
+    assert first_attempts(one) == first_attempts(sampled())
+    assert one.truncated.shape[1] == one.turn.max() == 1
+
+
+def test_a_rollout_is_a_function_of_seed_and_step():
+    assert_same(sampled.__wrapped__(), sampled())
+    for other in (dict(seed=1), dict(step=1)):
+        assert first_attempts(sampled(**other)) != first_attempts(sampled())
+
+
+def test_noise_is_a_function_of_seed_step_turn_and_row_alone():
+    noise = {at: np.asarray(turn_noise(*at, 64, 16)) for at in [(0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 0, 1)]}
+    np.testing.assert_array_equal(noise[0, 0, 1], turn_noise(0, 0, 1, 64, 16))
+    np.testing.assert_array_equal(noise[0, 0, 1][:5, :3], turn_noise(0, 0, 1, 5, 3))
+    everything = np.concatenate(list(noise.values()))  # [5 * 64 rows, 16]
+    assert everything.min() >= 0 and everything.max() < 1
+    correlation = np.corrcoef(everything)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.95  # no row is another's again
+    by_column = np.corrcoef([x.ravel() for x in noise.values()])
+    assert np.abs(by_column - np.eye(5)).max() < 5 / np.sqrt(64 * 16)
+    assert len(np.unique(everything)) > 0.999 * everything.size
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 2.0])
+def test_inverse_cdf_samples_the_law(temperature):
+    """Midpoints of n equal parts of [0, 1] fall on each token in proportion to its probability."""
+    n, logits = 4096, np.array([-np.inf, 0.3, -np.inf, 2.0, -1.0, -30.0, 1.1, -np.inf], np.float32)
+    uniform = (np.arange(n, dtype=np.float32) + 0.5) / n
+    token, log_prob = _sample(np.tile(logits, (n, 1)), uniform, temperature)
+    law = log_softmax(logits.astype(float) / temperature)
+    counts = np.bincount(token, minlength=len(logits))
+    np.testing.assert_allclose(counts / n, np.exp(law), atol=1.01 / n)
+    np.testing.assert_allclose(log_prob, law[token], atol=1e-5)
+
+
+def test_greedy_takes_the_likeliest_token_and_its_log_prob():
+    logits = np.random.default_rng(0).normal(size=(32, 9)).astype(np.float32)
+    token, log_prob = _sample(logits, np.full(32, 0.999, np.float32), 0.0)
+    np.testing.assert_array_equal(token, logits.argmax(-1))
+    np.testing.assert_allclose(log_prob, log_softmax(logits).max(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize('vocab', [5, 64, 1024, 4096])
+def test_a_token_of_probability_zero_is_never_drawn(vocab):
+    """At uniform numbers 0, nearly 1 and next to where a token of probability zero begins."""
+    rng = np.random.default_rng(vocab)
+    logits = np.where(rng.random(vocab) < 0.5, -np.inf, 2 * rng.normal(size=vocab)).astype(np.float32)
+    logits[[0, 1, -1]] = -np.inf, 0.0, -np.inf
+    cumulative = np.asarray(jax.jit(lambda x: jnp.cumsum(jax.nn.softmax(x)))(logits), np.float64)
+    starts = np.round(2**23 * cumulative[np.isinf(logits)] / cumulative[-1])[:, None] + np.arange(-1, 2)
+    uniform = np.append(rng.permutation(starts.ravel())[:500] / 2**23, [0, 1]).clip(0, 1 - 2**-23)
+    token, log_prob = _sample(np.tile(logits, (len(uniform), 1)), uniform.astype(np.float32), 1.0)
+    assert np.isfinite(logits[token]).all() and np.isfinite(log_prob).all()
+
+
+def test_what_cannot_be_sampled_is_refused():
+    for change, message in [
+        (dict(max_length=10), 'max_length is 10, but a prompt of 4 tokens.*need 17'),
+        (dict(max_tokens=0), 'max_tokens = 0'), (dict(temperature=-1.0), 'temperature is -1.0'),
+        (dict(forks=(2,)), r'forks is \(2,\), but config.rollout.turns is 2')]:
+        with pytest.raises(UserError, match=message):
+            sampled(**change)
