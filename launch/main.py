@@ -15,6 +15,21 @@ _WORKDIR = flags.DEFINE_string('workdir', 'runs/score', 'Where everything is wri
 flags.mark_flag_as_required('config')
 
 
+def parse(argv):
+    """absl's own parsing; a config file or key that does not exist is answered in one sentence."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _CONFIG.value.get('kind')
+        return rest
+    except AttributeError as error:
+        given = ', '.join(word for word in argv if word.startswith('--config.'))
+        print(f'{given}: no such key in the config; {str(error).splitlines()[-1].lower()}.', file=sys.stderr)
+    except OSError:
+        given = next((word for word in argv if word.startswith('--config=')), '--config')
+        print(f'{given} cannot be read as a config file; configs/ has those of this project.', file=sys.stderr)
+    sys.exit(2)
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'not a flag: {" ".join(argv[1:])}')
@@ -28,4 +43,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -98,6 +98,10 @@ class Checkpoints:
         saved = {name: x for name, x in record["arrays"].items() if name.startswith("params/")}
         return self._read_arrays(step, saved, {"params": params_like}, cast=True)["params"]
 
+    def checksum(self) -> str:
+        """That of the latest step, its meta and all its arrays; equal for equal checkpoints only."""
+        return self._read_record(None)[1]["checksum"]
+
     def wait(self) -> None:
         """Blocks until the save under way is complete; raises `UserError` if it could not be written."""
         try:
@@ -142,7 +146,7 @@ class Checkpoints:
         step = steps[-1] if step is None else step
         try:
             record = ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "meta")
-            intact = record.pop("checksum") == _record_checksum(record)
+            intact = record["checksum"] == _record_checksum(record)
         except Exception as error:
             raise self._damaged(step, error) from error
         if not intact:
@@ -226,6 +230,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 
 def _record_checksum(record: dict) -> str:
+    record = {key: value for key, value in record.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,7 +48,17 @@ class Evaluation:
             if getattr(self.config, key) < 1:
                 raise UserError(f'config.{key} is {getattr(self.config, key)}; it must be at least 1.')
         sharding.check_divisible('config.batch', self.config.batch, self.mesh)
+        if self.config.samples < 0:
+            raise UserError(f'config.samples is {self.config.samples}; it must be at least 0.')
+        for key in ('methods', 'temperatures'):
+            if not getattr(self.config, key):
+                raise UserError(f'config.{key} is empty; it must name at least one.')
+        if min(self.config.temperatures) < 0:
+            raise UserError(f'config.temperatures is {self.config.temperatures}; each must be 0 (greedy) or positive.')
         self.problems = self.task.distinct_problems('test', self.config.problems, seed=self.config.seed)
+        example = tasks.prompt_tokens(self.task, self.problems[0])
+        sampler(self.config.rollout, self.task, TURNS).check_length(
+            len(example), len(self.task.tokenizer.encode(self.task.instruction)))
         self.directory.check()
 
     def run(self) -> None:
@@ -77,7 +87,7 @@ class Evaluation:
     def _row(self, method: str, temperature: float) -> tuple[dict, list[dict]]:
         """The row of results and the sample lines, from the cache where the checkpoint is the same."""
         checkpoints = stage_checkpoints(self.workdir, method)
-        source = {'step': checkpoints.latest(), 'saved': checkpoints.directory.stat().mtime}
+        source = {'step': checkpoints.latest(), 'checksum': checkpoints.checksum()}
         cache = self.directory.path / f'{method}-{temperature:g}.json'
         if cache.exists():
             saved = json.loads(cache.read_text())

@@ -49,10 +49,10 @@ def share_interval(count: int, n: int) -> tuple[float, float]:
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     """Interval of `(gained - lost) / n` over n pairs.
 
-    Wald's paired interval with half a count added to each cell of the 2 x 2 table (Agresti and Min, 2005), which
-    keeps its coverage, and a width above zero, where few pairs change.
+    Wald's paired interval with one count added to the pairs that gained and to those that lost (Bonett and Price,
+    2012), which keeps its coverage, and a width above zero, where few pairs change, also where all change one way.
     """
-    gained, lost, n = gained + 0.5, lost + 0.5, n + 2
+    gained, lost, n = gained + 1, lost + 1, n + 2
     middle = (gained - lost) / n
     spread = math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
     reach = stats.norm.ppf((1 + CONFIDENCE) / 2) * spread

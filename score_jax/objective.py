@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from score_jax import settings
 from score_jax.errors import UserError
 
 
@@ -35,6 +37,7 @@ OBJECTIVES = {
     'multi_turn': Row(reward=(1.0, 1.0), bonus=(0.0, 0.0), kl=('beta1', 'beta1')),
     'single_turn': Row(reward=(1.0, 0.0), bonus=(0.0, 0.0), kl=('beta1', 0.0)),
 }
+SYMBOLS = ('alpha', 'beta1', 'beta2')
 KL_ESTIMATORS = ('exact', 'sampled')
 BASELINES = ('leave_one_out', 'none')
 
@@ -61,6 +64,28 @@ class Objective:
     @property
     def turns(self) -> int:
         return len(self.reward)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keys of `config.objective` that every objective has; the others are symbols of `OBJECTIVES`."""
+
+    name: str
+    gamma: float
+    kl_estimator: str
+    baseline: str
+    allow_gamma_hack: bool
+
+
+def read(section: Mapping) -> Objective:
+    """`resolve` from `config.objective`; `UserError` for a key that is unknown, missing or of another type."""
+    symbols = {key: value for key, value in section.items() if key in SYMBOLS}
+    for key, value in symbols.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f'config.objective.{key} is {value!r}; it must be of type float.')
+    options = settings.read(
+        Options, {key: value for key, value in section.items() if key not in symbols}, 'config.objective')
+    return resolve(**dataclasses.asdict(options), **symbols)
 
 
 def resolve(

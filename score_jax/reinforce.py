@@ -76,8 +76,11 @@ class Reinforce(Stage):
     def __init__(self, section, workdir: Path):
         config = settings.read(ReinforceConfig, section)
         super().__init__(config, section, workdir)
-        self.objective = objective.resolve(**config.objective)
+        self.objective = objective.read(config.objective)
         self.forks = (config.group.first, config.group.second)
+        for key, least in (('sample_every', 1), ('samples', 0)):
+            if getattr(config, key) < least:
+                raise UserError(f'config.{key} is {getattr(config, key)}; it must be at least {least}.')
         if min(self.forks) < 1:
             raise UserError(f'config.group is {self.forks}; both numbers must be at least 1.')
         if self.objective.baseline == 'leave_one_out' and self.forks[0] < 2:
@@ -96,6 +99,7 @@ class Reinforce(Stage):
     def start(self) -> dict:
         config = self.config
         checkpoints = stage_checkpoints(self.workdir, config.start_from)
+        stage_checkpoints(self.workdir, config.reference)
         progress.say(
             f'{config.stage}: starts from {config.start_from}, step {checkpoints.latest()} ({checkpoints.directory})')
         return checkpoints.restore_params(model.abstract(self.model, self.mesh))

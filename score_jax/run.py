@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from score_jax import checkpoint, progress
+from score_jax import checkpoint, progress, settings
 from score_jax.baselines.supervised import Supervised
 from score_jax.errors import UserError
 from score_jax.evaluate import Evaluation
-from score_jax.reinforce import Reinforce
+from score_jax.reinforce import Reinforce, ReinforceConfig
 from score_jax.workdir import StageDirectory
 
 KINDS = {'supervised': Supervised, 'reinforce': Reinforce, 'evaluate': Evaluation}
@@ -20,6 +20,8 @@ def run(config, workdir: Path) -> None:
     Raises:
       UserError: bad input, before any device work of any stage.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'--workdir={workdir} is a file; it must be a folder, or not exist yet.')
     stages = [_build(section, workdir) for section in _sections(config, workdir)]
     for stage in stages:
         stage.run()
@@ -41,7 +43,10 @@ def _sections(config, workdir: Path) -> list:
                 f'config.order is {tuple(config.order)}; it must name sections of the config, and every section '
                 f'({", ".join(sorted(unread)) or "none left over"}).')
         return [config[name] for name in config.order]
-    before = config.get('before')
+    if config.get('kind') != 'reinforce':
+        return [config]
+    settings.read(ReinforceConfig, config)  # names what is missing before anything is looked for
+    before = config.before
     if before and not checkpoint.exists(StageDirectory(workdir, config.start_from, {}).checkpoints):
         progress.say(f'{config.stage}: {workdir} has no {config.start_from} to start from; it is made first')
         return [before, config]

@@ -14,15 +14,17 @@ from collections.abc import Mapping
 from score_jax.errors import UserError
 
 
-def read(cls, section: Mapping, path: str = 'config'):
+def read(cls, section: Mapping, path: str = 'config', **derived):
     """The dataclass `cls` from the keys of `section`, nested dataclasses from nested sections.
+
+    `derived` are fields that follow from elsewhere and are no keys.
 
     Raises:
       UserError: names a key that is unknown (with the nearest that exists), missing, or of another type.
     """
     if not isinstance(section, Mapping) and not hasattr(section, 'items'):
         raise UserError(f'{path} is {section!r}; it must be a section of keys.')
-    fields = {field.name for field in dataclasses.fields(cls)}
+    fields = {field.name for field in dataclasses.fields(cls)} - derived.keys()
     hints = typing.get_type_hints(cls)
     for key in sorted(set(section.keys()) - fields):
         near = difflib.get_close_matches(key, fields, n=1)
@@ -30,7 +32,7 @@ def read(cls, section: Mapping, path: str = 'config'):
         raise UserError(f'{path}.{key} is not a key that anything reads; {advice}')
     for key in sorted(fields - set(section.keys())):
         raise UserError(f'{path}.{key} is missing; configs/common.py has its default.')
-    return cls(**{key: _convert(hints[key], section[key], f'{path}.{key}') for key in fields})
+    return cls(**{key: _convert(hints[key], section[key], f'{path}.{key}') for key in fields}, **derived)
 
 
 def _convert(kind, value, path: str):
@@ -41,7 +43,9 @@ def _convert(kind, value, path: str):
             raise UserError(f'{path} is {value!r}; it must be a tuple.')
         item = typing.get_args(kind)[0]
         return tuple(_convert(item, entry, f'{path}[{i}]') for i, entry in enumerate(value))
-    if typing.get_origin(kind) in (dict, Mapping) or kind is dict:
+    if kind is dict:
+        if not hasattr(value, 'items'):
+            raise UserError(f'{path} is {value!r}; it must be a section of keys.')
         return dict(value)
     if isinstance(kind, types.UnionType):
         kinds = typing.get_args(kind)

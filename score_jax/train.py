@@ -59,7 +59,7 @@ def stage_seed(seed: int, stage: str) -> int:
 
 def model_config(section: dict, task: tasks.Task) -> model.ModelConfig:
     """`config.model` with the vocabulary of the task's tokenizer."""
-    return read(model.ModelConfig, {**section, 'vocab_size': task.tokenizer.vocab_size}, 'config.model')
+    return read(model.ModelConfig, section, 'config.model', vocab_size=task.tokenizer.vocab_size)
 
 
 class Stage:
@@ -73,8 +73,8 @@ class Stage:
         self.task = tasks.make(config.task)
         self.model = model_config(config.model, self.task)
         self.optimizer = read(
-            OptimizerConfig, {**config.optimizer, 'steps': config.steps, 'learning_rate': config.learning_rate},
-            'config.optimizer')
+            OptimizerConfig, config.optimizer, 'config.optimizer', steps=config.steps,
+            learning_rate=config.learning_rate)
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_divisible('config.batch', config.batch, self.mesh)
         self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk)

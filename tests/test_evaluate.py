@@ -18,7 +18,7 @@ from score_jax.reinforce import sampler
 TINY = {
     'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
     'task.largest': 9, 'task.limit': 40, 'problems': 11, 'batch': 8, 'samples': 3, 'rollout.max_tokens': 5,
-    'rollout.max_length': 48, 'rollout.chunk': 8, 'temperatures': (1.0, 0.0)}
+    'rollout.max_length': 48, 'rollout.chunk': 32, 'temperatures': (1.0, 0.0)}
 NAMES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
 
 
@@ -30,7 +30,7 @@ def evaluation(workdir: Path, **changes) -> Evaluation:
 
 def save(workdir: Path, stage: str, step: int, seed: int) -> None:
     """A checkpoint of random parameters."""
-    config = evaluation(workdir).model
+    config = evaluation(Path('nowhere')).model
     checkpoints = Checkpoints(workdir / stage / 'checkpoints')
     checkpoints.save(step, {'params': jax.jit(lambda: model.initialise(config, jax.random.key(seed)))()}, meta={})
     checkpoints.close()
@@ -150,13 +150,13 @@ def test_a_later_checkpoint_is_measured_again_and_alone(workdir, measured):
 
 def test_another_checkpoint_of_the_same_step_and_time_is_measured_again(workdir, measured):
     evaluation(workdir, temperatures=(1.0,), methods=('base',)).run()
-    before, folder = results(workdir), workdir / 'base' / 'checkpoints'
+    folder = workdir / 'base' / 'checkpoints'
     time = folder.stat().st_mtime
     shutil.rmtree(folder)
     save(workdir, 'base', 5, seed=3)
     os.utime(folder, (time, time))  # as a copy that keeps times leaves it
     evaluation(workdir, temperatures=(1.0,), methods=('base',)).run()
-    assert len(measured) == 2 and results(workdir) != before
+    assert len(measured) == 2
 
 
 def test_a_copy_of_a_workdir_gives_the_same_results(workdir, measured, tmp_path):
@@ -179,14 +179,14 @@ def test_a_workdir_without_checkpoints_says_what_to_run_first(tmp_path):
 
 
 @pytest.mark.parametrize('changes, named', [
-    ({'problems': 10_000}, 'config.problems is 10000'),
+    ({'problems': 2000}, 'config.problems is 2000'),
     ({'problems': 0}, 'config.problems is 0'),
     ({'batch': 12}, '8 or 16 would work'),
     ({'samples': -1}, 'config.samples is -1'),
     ({'methods': ()}, 'config.methods'),
     ({'temperatures': ()}, 'config.temperatures'),
     ({'temperatures': (1.0, -0.5)}, 'config.temperatures'),
-    ({'rollout.max_length': 20}, 'config.rollout.max_length is 20'),
+    ({'rollout.max_length': 18}, 'config.rollout.max_length is 18'),
 ])
 def test_what_cannot_be_evaluated_is_refused_before_anything_runs(workdir, changes, named):
     with pytest.raises(UserError) as error:

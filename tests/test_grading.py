@@ -1,4 +1,4 @@
-"""Tokens become verdicts: forked rows share attempts, truncated ones earn nothing, changes are what the verifier read."""
+"""Tokens become verdicts: forked rows share attempts, truncated ones earn nothing, a change is in what was read."""
 
 import numpy as np
 import pytest

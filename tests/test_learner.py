@@ -11,6 +11,7 @@ import pytest
 from helpers import decoder_logits, log_softmax, mesh_of, random_params, tiny
 
 from score_jax import learner, rollout
+from score_jax import model as lm
 from score_jax import objective as objectives
 from score_jax.errors import UserError
 from score_jax.learner import Learner, OptimizerConfig, TokenStatistics, policy_loss, token_statistics
@@ -63,17 +64,16 @@ def world(vocab: int, limit: int) -> World:
     for y1, y2 in itertools.product(responses, repeat=2):
         contexts = [table.setdefault((1, y1[:i]), len(table)) for i in range(len(y1))]
         contexts += [-1] + [table.setdefault((2, y1, y2[:i]), len(table)) for i in range(len(y2))]
-        rows.append(([1, *y1, 1, *y2], [0, *[1] * len(y1), 0, *[2] * len(y2)], [-1, *contexts], (y1[-1] > 0, y2[-1] > 0)))
+        rows.append(([1, *y1, 1, *y2], [0, *[1] * len(y1), 0, *[2] * len(y2)], [-1, *contexts]))
     width = 2 + 2 * limit
     tokens, turn, context = (
         np.array([r[i] + [fill] * (width - len(r[i])) for r in rows]) for i, fill in enumerate((0, 0, -1)))
-    rng = np.random.default_rng(4)
-    correct = np.array([(r[3] == (False, False)) * rng.random(2) for r in rows])
-    first = np.repeat(rng.random(len(responses)) < 0.5, len(responses))
-    correct = np.stack([first, rng.random(len(rows)) < 0.5], axis=1).astype(float)
+    first = np.repeat(np.arange(len(responses)) % 2, len(responses))
+    second = np.random.default_rng(4).random(len(rows)) < 0.5
+    correct = np.stack([first, second], axis=1).astype(float)
     trajectory = Trajectory(
         tokens=tokens, turn=turn, log_probs=np.zeros(tokens.shape), length=np.array([len(r[0]) for r in rows]),
-        truncated=np.array([r[3] for r in rows]))
+        truncated=np.zeros((len(rows), 2), bool))
     return World(responses, trajectory, context, correct, len(table), vocab)
 
 
@@ -156,11 +156,11 @@ def test_the_expected_gradient_is_that_of_the_objective(double, name, kl_estimat
     groups, p = groups_of(w, policy, (1, 1))
     expected = jax.grad(exact_objective, argnums=1)(w, policy, reference, name)
     got = jax.grad(expected_loss, argnums=1)(w, policy, reference, resolve(name, kl_estimator), (1, 1), groups, p)
-    np.testing.assert_allclose(-got, expected, atol=1e-12)
+    np.testing.assert_allclose(-got, expected, atol=1e-8)
     assert np.abs(expected).max() > 1e-2
 
 
-@pytest.mark.parametrize('forks', [(2, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize('forks', [(2, 1), (2, 2)])
 @pytest.mark.parametrize('name, kl_estimator', CASES)
 def test_a_leave_one_out_baseline_leaves_the_expected_gradient(double, name, kl_estimator, forks):
     w = world(vocab=2, limit=2)
@@ -169,7 +169,7 @@ def test_a_leave_one_out_baseline_leaves_the_expected_gradient(double, name, kl_
     expected = jax.grad(exact_objective, argnums=1)(w, policy, reference, name)
     objective = resolve(name, kl_estimator, 'leave_one_out')
     got = jax.grad(expected_loss, argnums=1)(w, policy, reference, objective, forks, groups, p)
-    np.testing.assert_allclose(-got, expected, atol=1e-12)
+    np.testing.assert_allclose(-got, expected, atol=1e-8)
 
 
 def turn2_gradients(w, policy, reference, objective, forks):
@@ -185,8 +185,11 @@ def turn2_gradients(w, policy, reference, objective, forks):
 
 def test_second_attempts_on_one_first_attempt_remove_the_noise_of_the_bonus(double):
     """In groups the gradient of turn 2 is `1 + alpha` times that without a bonus, sample for sample; the paper's
-    estimator has that mean only, and at the same number of samples more variance."""
+    estimator has that mean only and, where second attempts are rarely right, more variance from as many samples."""
     w = world(vocab=2, limit=2)
+    of_turn = np.arange(len(w.responses))
+    correct = np.stack([np.repeat(of_turn == 0, 3), np.tile(of_turn == 2, 3)], axis=1)
+    w = dataclasses.replace(w, correct=correct.astype(float))
     policy, reference = tables(w)
 
     def moments(alpha, forks):
@@ -195,11 +198,12 @@ def test_second_attempts_on_one_first_attempt_remove_the_noise_of_the_bonus(doub
         mean = p @ gradients
         return gradients, mean, p @ ((gradients - mean)**2).sum(1)
 
-    plain, tree, paper = moments(0.0, (2, 2)), moments(ALPHA, (2, 2)), moments(ALPHA, (4, 1))
+    plain, tree = moments(0.0, (2, 2)), moments(ALPHA, (2, 2))
+    plain_paper, paper = moments(0.0, (4, 1)), moments(ALPHA, (4, 1))
     np.testing.assert_allclose(tree[0], (1 + ALPHA) * plain[0], atol=1e-12)
     np.testing.assert_allclose(tree[1], paper[1], atol=1e-12)
-    assert np.abs(moments(ALPHA, (4, 1))[0] - (1 + ALPHA) * moments(0.0, (4, 1))[0]).max() > 0.1
-    assert tree[2] < paper[2]
+    assert np.abs(paper[0] - (1 + ALPHA) * plain_paper[0]).max() > 0.1
+    assert tree[2] < 0.8 * paper[2]
 
 
 # Where gradients go, token by token.
@@ -272,7 +276,7 @@ def test_the_kl_of_turn_1_holds_turn_1():
     """A descent step moves turn-1 log-probabilities towards the reference: against the sign of the log-ratio."""
     stats = random_statistics()
     ratio = np.sum(np.where(TURN == 1, stats.log_probs - stats.reference_log_probs, 0), axis=1, keepdims=True)
-    gradient = np.asarray(token_gradients(resolve('stage1', 'sampled'), OUTCOMES).log_probs)
+    gradient = np.asarray(token_gradients(resolve('stage1', 'sampled'), OUTCOMES, (4, 1)).log_probs)
     np.testing.assert_allclose(gradient[TURN == 1], (BETA2 * ratio / len(TURN) * (TURN == 1))[TURN == 1], rtol=1e-5)
     kl = np.asarray(token_gradients(resolve('stage1', 'exact'), OUTCOMES).kl)
     np.testing.assert_allclose(kl, np.select([TURN == 1, TURN == 2], [BETA2, BETA1]) / len(TURN), rtol=1e-6)
@@ -310,10 +314,11 @@ def test_the_reference_gets_no_gradient_and_the_policy_does():
 
 
 def test_memory_of_the_update_does_not_grow_with_tokens_times_vocabulary():
-    config, rows, vocab = tiny(width=8, heads=1, kv_heads=1, mlp=8, layers=1), 2, 20_000
-    config = dataclasses.replace(config, vocab_size=vocab)
+    rows, vocab = 2, 20_000
+    config = tiny(width=8, heads=1, kv_heads=1, mlp=8, layers=1, vocab_size=vocab)
     params = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), learner.lm.declare(config), is_leaf=lambda p: hasattr(p, 'stddev'))
+        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), lm.declare(config),
+        is_leaf=lambda p: hasattr(p, 'stddev'))
 
     def temporary(columns):
         def loss(params, reference, tokens):
@@ -360,7 +365,8 @@ def test_gradients_are_clipped_by_their_global_norm():
     """Adam with a large eps moves in proportion to what is left of the gradient."""
     transform = optimizer(clip_norm=1.0, adam_eps=1e6, learning_rate=1e6).build()
     params = {'a': jnp.zeros(2), 'b': jnp.zeros(1)}
-    for gradient, left in ((np.array([3.0, 0.0, 4.0]), 0.2), (np.array([0.3, 0.0, 0.4]), 1.0)):
+    for gradient, left in (([3.0, 0.0, 4.0], 0.2), ([0.3, 0.0, 0.4], 1.0)):
+        gradient = np.array(gradient, np.float32)
         updates, _ = transform.update({'a': gradient[:2], 'b': gradient[2:]}, transform.init(params), params)
         np.testing.assert_allclose(np.append(updates['a'], updates['b']), -left * gradient, rtol=1e-4)
 
@@ -384,13 +390,13 @@ def test_imitation_raises_the_likelihood_of_the_own_tokens_alone():
     assert last['loss'] < 0.3 * first['loss'] and state.step == 16
 
 
-@pytest.mark.parametrize('name', ['stage1', 'single_turn'])
-def test_reinforcement_teaches_what_pays_and_nothing_else(name):
-    """Token 3 is right wherever it comes first: Stage I learns it in turn 2, single-turn RL in turn 1."""
+def test_stage_1_learns_what_pays_in_turn_2_and_holds_turn_1():
+    """Right is a response that begins with token 3."""
     update, state = new_learner(learning_rate=0.02)
     reference = jax.tree.map(jnp.copy, state.params)
     config = rollout.RolloutConfig(
         turns=2, max_tokens=2, max_length=16, temperature=1.0, chunk=8, end_tokens=(0,), pad_token=0)
+    objective = resolve('stage1', baseline='leave_one_out', beta1=0.0, beta2=3.0)
     shares = []
     for step in range(12):
         trajectory = rollout.sample(
@@ -399,20 +405,19 @@ def test_reinforcement_teaches_what_pays_and_nothing_else(name):
         firsts = np.stack([tokens[range(len(tokens)), (turn == t).argmax(1)] for t in (1, 2)], axis=1)
         correct = (firsts == 3).astype(np.float32)
         state, metrics = update.reinforce(
-            state, reference, trajectory, correct, forks=(4, 2), temperature=1.0,
-            objective=resolve(name, baseline='leave_one_out', **{k: 0.01 for k in SYMBOLS[name]}))
+            state, reference, trajectory, correct, objective=objective, forks=(4, 2), temperature=1.0)
         shares.append(correct.mean(0))
-        assert metrics['log_prob_gap'] < 1e-4 and metrics['reward'] == pytest.approx(
-            correct[:, name == 'stage1'].mean(), abs=1e-6)
-    trained = int(name == 'stage1')
+        assert metrics['log_prob_gap'] < 1e-4 and metrics['reward'] == pytest.approx(correct[:, 1].mean(), abs=1e-6)
     start, end = np.mean(shares[:2], axis=0), np.mean(shares[-2:], axis=0)
-    assert end[trained] > start[trained] + 0.4
+    assert end[1] > start[1] + 0.4 and abs(end[0] - start[0]) < 0.2
+    assert metrics['kl_turn1'] < 0.3 * metrics['kl_turn2']
 
 
 def test_metrics_count_the_tokens_of_each_turn():
     stats = random_statistics()
     trajectory = Trajectory(
-        tokens=np.zeros_like(TURN), turn=TURN, log_probs=stats.log_probs + 0.25 * (TURN == 0), length=np.full(4, 10),
+        tokens=np.zeros_like(TURN), turn=TURN, length=np.full(4, 10),
+        log_probs=stats.log_probs + np.float32(0.25) * (TURN == 0),
         truncated=np.array([(True, False), (False, False), (False, True), (False, False)]))
     _, metrics = policy_loss(stats, trajectory, jnp.asarray(OUTCOMES, jnp.float32), resolve('stage2'), (2, 2))
     expected = {

@@ -109,7 +109,7 @@ def test_what_cannot_be_meant_is_refused(name, changes, message):
 
 
 def test_a_missing_symbol_is_named():
-    with pytest.raises(UserError, match="config.objective.beta2 is missing, but the objective 'stage1' uses beta1, beta2"):
+    with pytest.raises(UserError, match="objective.beta2 is missing, but the objective 'stage1' uses beta1, beta2"):
         objectives.resolve(
             'stage1', gamma=0.0, kl_estimator='exact', baseline='none', allow_gamma_hack=False, beta1=0.1)
 

@@ -18,7 +18,7 @@ END = 0  # also a token of the instruction: only a sampled one ends a response
 
 
 @functools.cache
-def sampled(*, tied=True, forks=(1, 1), seed=0, step=0, params_seed=0, prompts=None, on_turn=None, **changes):
+def sampled(*, tied=True, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, on_turn=None, **changes):
     """A rollout on the host: prompts of 1 to 4 tokens, responses of 1 to 5."""
     values = dict(
         turns=2, max_tokens=5, max_length=32, temperature=0.8, chunk=16, end_tokens=(END, 4), pad_token=7) | changes

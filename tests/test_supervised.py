@@ -49,7 +49,7 @@ def test_a_dialogue_has_the_tokens_and_turns_of_a_rollout_that_samples_its_respo
 
     monkeypatch.setattr(rollout, 'turn_noise', noise)
     params = jax.tree.map(np.zeros_like, jax.jit(lambda: model.initialise(stage.model, jax.random.key(0)))())
-    sampling = sampler(SamplingConfig(max_tokens=12, max_length=64, temperature=1.0, chunk=4), task, 2)
+    sampling = sampler(SamplingConfig(max_tokens=12, max_length=64, temperature=1.0, chunk=16), task, 2)
     trajectory = rollout.sample(
         params, stage.model, sampling, stage.mesh, [prompt_tokens(task, problem) for problem, _ in dialogues],
         task.tokenizer.encode(task.instruction), forks=(1, 1), seed=0, step=0)
@@ -61,11 +61,10 @@ def test_a_dialogue_has_the_tokens_and_turns_of_a_rollout_that_samples_its_respo
         assert trajectory.turn[row, :length].tolist() == turn
 
 
-def test_the_first_parameters_are_a_function_of_the_seed(stage, tmp_path):
+def test_another_seed_gives_other_first_parameters(stage, tmp_path):
     def first(seed: int):
         config = base.get_config()
         config.update_from_flattened_dict(TINY | {'seed': seed})
         return np.asarray(Supervised(config, tmp_path).start()['embedding'])
 
-    assert np.array_equal(first(0), first(0))
     assert not np.array_equal(first(0), first(1))

@@ -24,6 +24,7 @@ from score_jax.tokenizers import SentencePiece, word_sentencepiece
 
 OPERATORS = '+-*'
 SPLITS = ('train', 'test')
+_PATIENCE = 1000  # draws without a problem of the split before it counts as empty
 _CANDIDATES = 4  # chains drawn at a time while looking for one that stays in range
 
 
@@ -50,6 +51,11 @@ class Habits:
     keep_right: float
     keep_wrong: float
     solve_again: float
+
+    def __post_init__(self):
+        for key, value in dataclasses.asdict(self).items():
+            if not 0 <= value <= 1:
+                raise UserError(f'config.habits.{key} is {value}; it must lie between 0 and 1.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,16 +158,22 @@ class Countdown:
 
     def _draw(self, rng: np.random.Generator, split: str) -> Iterator[tuple[Problem, np.ndarray]]:
         """Problems of a split without end, each with the chain that it was made from."""
-        size = 512
-        while True:
+        size, left = 512, _PATIENCE
+        while left:
             numbers = rng.integers(1, self._largest + 1, (size, self._numbers))
             ops = rng.integers(0, len(OPERATORS), (size, self._numbers - 1))
             chains = np.concatenate([numbers, ops], axis=1)
             targets = self._values(chains)[:, -1]
             keys = np.concatenate([np.sort(numbers, axis=1), targets[:, None]], axis=1)
             test = _hash(keys) < self._test_share
-            for i in np.flatnonzero(self._in_range(chains) & (test == (split == 'test'))):
+            found = np.flatnonzero(self._in_range(chains) & (test == (split == 'test')))
+            left = _PATIENCE if len(found) else left - 1
+            for i in found:
                 yield Problem(tuple(keys[i, :-1].tolist()), int(targets[i])), chains[i]
+
+        raise UserError(
+            f'the {split} split of this task seems to be empty; config.task.test_share is {self._test_share}, and '
+            'config.task.largest and config.task.numbers say how many problems there are: change one of them.')
 
     def _guess(self, rng: np.random.Generator, numbers: np.ndarray) -> np.ndarray:
         """A random chain over each row of `numbers` that stays in range: the first of a few, else the sum."""

@@ -1,0 +1,232 @@
+"""`launch/main.py`: the whole pipeline, and mistakes that are answered in one sentence and change nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import score, stage1, stage2
+from score_jax.errors import UserError
+from score_jax.run import run
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 6
+SHARED = {
+    'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
+    'task.largest': 9, 'task.limit': 40}
+TRAINING = {'steps': STEPS, 'batch': 8, 'save_every': 4, 'log_every': 3, 'optimizer.warmup_steps': 2}
+SAMPLING = {'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 32}
+REINFORCE = TRAINING | SAMPLING | {'group.first': 2, 'group.second': 2, 'sample_every': 2, 'samples': 2}
+EVALUATION = SAMPLING | {'problems': 40, 'batch': 40, 'samples': 5, 'temperatures': (1.0, 0.0)}
+PIPELINE = SHARED | {
+    f'{name}.{key}': value
+    for name, values in dict(base=TRAINING, stage1=REINFORCE, stage2=REINFORCE, evaluate=EVALUATION).items()
+    for key, value in values.items()}
+STAGE1 = SHARED | REINFORCE | {f'before.{key}': value for key, value in TRAINING.items()}
+
+
+def launch(config: str, workdir: Path, *flags: str, devices: int = 1, **overrides) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, 'launch/main.py', f'--config={config}', f'--workdir={workdir}', *flags,
+         *(f'--config.{key}={value}' for key, value in overrides.items())],
+        cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
+
+
+def make(config_file, values: dict, **changes) -> ConfigDict:
+    config = config_file.get_config()
+    config.update_from_flattened_dict(values | changes)
+    return config
+
+
+def files(workdir: Path) -> dict[Path, bytes]:
+    paths = workdir.rglob('*') if workdir.is_dir() else [workdir]
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refusal(config: ConfigDict, workdir: Path) -> str:
+    """What a run says; it must change nothing."""
+    before = files(workdir)
+    with pytest.raises(UserError) as error:
+        run(config, workdir)
+    assert files(workdir) == before
+    text = str(error.value)
+    assert '\n' not in text and text
+    return text
+
+
+@pytest.fixture(scope='module')
+def pipeline(tmp_path_factory):
+    """(workdir, what was printed) of a small run of the whole."""
+    workdir = tmp_path_factory.mktemp('pipeline') / 'w'
+    done = launch('configs/score.py', workdir, **PIPELINE)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+@pytest.fixture
+def copied(pipeline, tmp_path) -> Path:
+    return shutil.copytree(pipeline[0], tmp_path / 'copied')
+
+
+def test_the_pipeline_leaves_results_of_every_stage_and_a_report(pipeline):
+    workdir, output = pipeline
+    results = json.loads((workdir / 'results.json').read_text())
+    assert [(row['temperature'], row['method']) for row in results] == [
+        (temperature, method) for temperature in (1.0, 0.0) for method in ('base', 'stage1', 'stage2')]
+    assert {(row['n'], row['seed']) for row in results} == {(40, 0)}
+    assert '<html' in (workdir / 'report.html').read_text()
+    assert str(workdir / 'report.html') in output and str(workdir / 'results.json') in output
+
+
+@pytest.mark.parametrize('stage', ['base', 'stage1', 'stage2'])
+def test_every_stage_leaves_its_config_and_a_line_a_step(pipeline, stage):
+    workdir, _ = pipeline
+    config = json.loads((workdir / stage / 'config.json').read_text())
+    assert config['stage'] == stage and config['model']['width'] == 16 and config['task']['largest'] == 9
+    assert [row['step'] for row in rows(workdir / stage / 'metrics.jsonl')] == list(range(1, STEPS + 1))
+
+
+def test_samples_are_taken_as_often_as_the_config_says(pipeline):
+    workdir, _ = pipeline
+    assert [row['step'] for row in rows(workdir / 'stage2' / 'samples.jsonl')] == [1, 1, 3, 3, 5, 5]
+    assert len(rows(workdir / 'evaluation' / 'samples.jsonl')) == 2 * 3 * 5
+
+
+def test_the_objective_of_each_stage_is_printed(pipeline):
+    _, output = pipeline
+    assert output.count('KL estimator exact') == 2
+
+
+def test_a_pipeline_that_is_done_is_skipped_and_leaves_the_same_figures(pipeline):
+    workdir, _ = pipeline
+    before = files(workdir)
+    again = launch('configs/score.py', workdir, **PIPELINE)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(f'all {STEPS} steps are done already') == 3
+    assert again.stdout.count('is measured already') == 6
+    assert {path for path, data in files(workdir).items() if before[path] != data} <= {workdir / 'report.html'}
+
+
+def test_stage2_alone_says_what_to_run_first(tmp_path):
+    workdir = tmp_path / 'w'
+    done = launch('configs/stage2.py', workdir, **SHARED, **REINFORCE)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f'first run python launch/main.py --config=configs/stage1.py --workdir={workdir}' in done.stderr
+    assert not workdir.exists()
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused_with_the_nearest_sizes(tmp_path):
+    done = launch('configs/stage1.py', tmp_path / 'w', devices=8, **STAGE1 | {'batch': 12})
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert 'config.batch is 12' in done.stderr and '8 or 16 would work' in done.stderr
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('flag, named', [
+    ('--config.batchs=8', 'config.batchs'), ('--config.model.widht=8', 'config.model.widht')])
+def test_an_unknown_key_is_refused_in_one_sentence(flag, named, tmp_path):
+    done = launch('configs/base.py', tmp_path / 'w', flag)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and named in done.stderr and 'did you mean' in done.stderr.lower()
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_config_file_that_does_not_exist_is_refused_in_one_sentence(tmp_path):
+    done = launch('configs/nothing.py', tmp_path / 'w')
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and 'configs/nothing.py' in done.stderr
+
+
+@pytest.mark.parametrize('flags, named', [
+    (['--config.steps=many'], '--config.steps=many'), (['--confg=x'], "'confg'"), (['more'], 'not a flag: more')])
+def test_a_mistake_in_a_flag_is_answered_by_absl(flags, named, tmp_path):
+    done = launch('configs/base.py', tmp_path / 'w', *flags)
+    assert done.returncode == 1
+    assert named in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('changes, named', [
+    ({'kind': 'reinforced'}, "config.kind is 'reinforced'"),
+    ({'task.name': 'chess'}, "config.task.name is 'chess'"),
+    ({'task.limit': 20}, 'limit = 20'),
+    ({'model.head_dim': 7}, 'config.model.head_dim is 7'),
+    ({'model.dtype': 'float16'}, "config.model.dtype is 'float16'"),
+    ({'mesh.model': 3}, 'config.mesh'),
+    ({'steps': 0}, 'config.steps is 0'),
+    ({'seed': -1}, 'config.seed is -1'),
+    ({'optimizer.schedule': 'cubic'}, "config.optimizer.schedule is 'cubic'"),
+    ({'optimizer.warmup_steps': STEPS}, f'config.optimizer.warmup_steps is {STEPS}'),
+    ({'group.first': 1}, 'config.group.first is 1'),
+    ({'group.second': 0}, 'config.group'),
+    ({'objective.name': 'stage3'}, "config.objective.name is 'stage3'"),
+    ({'objective.gamma': -1.0}, 'config.objective.gamma is -1'),
+    ({'rollout.max_length': 20}, 'config.rollout.max_length is 20'),
+    ({'rollout.max_tokens': 0}, 'max_tokens = 0'),
+    ({'rollout.temperature': 0.0}, 'config.rollout.temperature is 0'),
+    ({'sample_every': 0}, 'config.sample_every is 0'),
+    ({'samples': -1}, 'config.samples is -1'),
+    ({'before.habits.solve': 1.5}, 'config.habits.solve is 1.5'),
+])
+def test_a_value_that_cannot_work_is_refused_before_anything_is_written(changes, named, tmp_path):
+    assert named in refusal(make(stage1, STAGE1, **changes), tmp_path / 'w')
+
+
+def test_a_missing_reference_is_refused_before_anything_is_written(copied):
+    shutil.rmtree(copied / 'stage2')
+    config = make(stage2, SHARED | REINFORCE, reference='base0')
+    assert 'base0' in refusal(config, copied)
+
+
+def test_a_workdir_of_another_config_is_refused_and_the_difference_named(copied):
+    text = refusal(make(score, PIPELINE, **{'stage1.learning_rate': 0.125}), copied)
+    assert 'config.learning_rate' in text and '-> 0.125' in text and '--workdir' in text
+
+
+def test_a_stage_of_another_model_is_refused_as_a_start(copied):
+    shutil.rmtree(copied / 'stage1')
+    config = make(stage1, STAGE1 | {'model.width': 8})
+    config.before = ConfigDict()
+    assert 'does not fit' in refusal(config, copied)
+
+
+def test_a_damaged_checkpoint_is_refused_as_a_start(copied):
+    shutil.rmtree(copied / 'stage1')
+    folder = copied / 'base' / 'checkpoints' / str(STEPS)
+    damage(folder)
+    text = refusal(make(stage1, STAGE1), copied)
+    assert str(folder) in text and 'damaged' in text and 'move it away' in text
+
+
+def test_a_damaged_checkpoint_is_refused_when_a_stage_goes_on(copied):
+    shutil.rmtree(copied / 'stage1' / 'checkpoints' / str(STEPS))
+    folder = copied / 'stage1' / 'checkpoints' / '4'
+    damage(folder)
+    text = refusal(make(stage1, STAGE1), copied)
+    assert str(folder) in text and 'damaged' in text and 'move it away' in text
+
+
+def damage(folder: Path) -> None:
+    """Overwrites every 99th byte of the largest file of a checkpoint."""
+    largest = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[::99] = bytes(255 - byte for byte in data[::99])
+    largest.write_bytes(data)
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    workdir = tmp_path / 'w'
+    workdir.write_text('not a folder')
+    assert str(workdir) in refusal(make(stage1, STAGE1), workdir)
