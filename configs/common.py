@@ -75,6 +75,7 @@ def reinforce(stage: str) -> ConfigDict:
         second=4,  # second attempts on each first attempt; 1 is the paper's estimator
     ))
     config.rollout = sampling()
+    config.temperature = 1.0  # of the law that is sampled from and learned
     config.sample_every = 10  # steps between two groups of transcripts in samples.jsonl
     config.samples = 8  # transcripts in such a group
     return config
@@ -84,8 +85,7 @@ def sampling() -> ConfigDict:
     """The keys of `config.rollout`."""
     return ConfigDict(dict(
         max_tokens=12,  # longest response, its end token included; one that does not end is truncated: reward 0
-        max_length=64,  # cache slots at most: prompt, responses and instructions together
-        temperature=1.0,  # of the law that is sampled from and learned
+        max_length=64,  # longest row: prompt, responses and instructions together; the cache's size
         chunk=12,  # tokens decoded before the cache grows; widths are multiples of it
     ))
 

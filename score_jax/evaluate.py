@@ -57,9 +57,12 @@ class Evaluation:
             raise UserError(f'config.temperatures is {self.config.temperatures}; each must be 0 (greedy) or positive.')
         self.problems = self.task.distinct_problems('test', self.config.problems, seed=self.config.seed)
         example = tasks.prompt_tokens(self.task, self.problems[0])
-        sampler(self.config.rollout, self.task, TURNS).check_length(
+        self._sampler(1.0).check_length(
             len(example), len(self.task.tokenizer.encode(self.task.instruction)))
         self.directory.check()
+
+    def _sampler(self, temperature: float) -> rollout.RolloutConfig:
+        return sampler(self.config.rollout, self.task, TURNS, temperature)
 
     def run(self) -> None:
         """Evaluates every method that has a checkpoint; what is measured already is taken from there."""
@@ -96,9 +99,7 @@ class Evaluation:
                 return saved['row'], saved['samples']
         params = checkpoints.restore_params(model.abstract(self.model, self.mesh))
         attempts = measure(
-            params, self.model, sampler(dataclasses.replace(self.config.rollout, temperature=temperature),
-                                        self.task, TURNS),
-            self.mesh, self.task, self.problems, batch=self.config.batch,
+            params, self.model, self._sampler(temperature), self.mesh, self.task, self.problems, batch=self.config.batch,
             seed=stage_seed(self.config.seed, self.config.stage))
         correct, changed = grading.rewards(attempts), grading.changed(attempts)
         row = {

@@ -167,9 +167,9 @@ def policy_loss(
 ):
     """REINFORCE with a KL term, the mean over rows of sums over tokens.
 
-    Its gradient is that of `-E[sum_t return_t - kl[t] * KL_t]`, KL_t over the tokens of turn t:
+    Its gradient is that of `-E[sum_t return_t - kl[t] * KL_t]`, KL_t over the tokens of turn t alone:
 
-    - 'sampled': `-kl[t] * (log pi - log ref)` of the response, detached, is part of the reward of its turn.
+    - 'sampled': `-kl[t] * (log pi - log ref)` of the response, detached, is part of the return of its turn.
     - 'exact': KL(pi || ref) over the vocabulary at every token, as a term that is differentiated, and with it
       what a token does to the KL of the tokens after it: `log pi(token) * (KL still to come in its turn)`.
       Without the second part the gradient would take the visited contexts as given.
@@ -184,15 +184,14 @@ def policy_loss(
     masks = [trajectory.mask(t + 1) for t in range(objective.turns)]
     weights = sum(w * mask for w, mask in zip(objective.kl, masks))  # [B, T]
     rewards = objectives.turn_rewards(objective, correct)
+    penalty, kl_loss = 0.0, 0.0
     if objective.kl_estimator == 'sampled':
         ratios = stats.log_probs - stats.reference_log_probs
-        penalty = jnp.stack([jnp.sum(mask * ratios, axis=1) for mask in masks], axis=1)
-        rewards = rewards - jnp.asarray(objective.kl) * jax.lax.stop_gradient(penalty)
-        kl_loss = jnp.zeros(())
+        penalty = jnp.asarray(objective.kl) * jnp.stack([jnp.sum(mask * ratios, axis=1) for mask in masks], axis=1)
     else:
         later = jax.lax.stop_gradient(_later_in_turn(stats.kl, masks))
         kl_loss = jnp.mean(jnp.sum(weights * (stats.kl + later * stats.log_probs), axis=1))
-    advantages = objectives.advantages(objective, rewards, forks)  # [B, N]
+    advantages = objectives.advantages(objective, rewards, forks, penalty)  # [B, N]
     scores = jnp.stack([jnp.sum(mask * stats.log_probs, axis=1) for mask in masks], axis=1)
     reinforce = -jnp.mean(jnp.sum(jax.lax.stop_gradient(advantages) * scores, axis=1))
     sampled = trajectory.turn > 0
@@ -215,7 +214,7 @@ def policy_loss(
 def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics):
     updates, opt_state = optimizer.build().update(grads, state.opt_state, state.params)
     metrics = metrics | {
-        'grad_norm': optax.global_norm(grads), 'learning_rate': optimizer.learning_rate_at(state.step)}
+        'grad_norm': optax.tree.norm(grads), 'learning_rate': optimizer.learning_rate_at(state.step)}
     state = TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     return state, metrics

@@ -152,8 +152,10 @@ def returns(rewards, gamma: float):
     return jnp.stack(columns[::-1], axis=1)
 
 
-def advantages(objective: Objective, rewards, forks: tuple[int, ...]):
+def advantages(objective: Objective, rewards, forks: tuple[int, ...], penalty=0.0):
     """Returns less their baselines, `[B, N]`, one action a turn, no division by a standard deviation.
+
+    `penalty [B, N]` is taken from the return of its own turn alone, whatever gamma is.
 
     A response of turn t stands in every row that was forked from it; its return is the mean over them.
     Leave-one-out (RLOO, Ahmadian et al. 2024) compares it with its siblings: the other responses to the same
@@ -161,13 +163,15 @@ def advantages(objective: Objective, rewards, forks: tuple[int, ...]):
     In-group baselines remove `-alpha * r1` from turn 2 exactly, since siblings share their first attempt.
     """
     columns = []
-    for t, value in enumerate(returns(rewards, objective.gamma).T):
+    for t, value in enumerate((returns(rewards, objective.gamma) - penalty).T):
         tree = value.reshape(-1, *forks)
         later = tuple(range(t + 2, len(forks) + 1))
         nodes = tree.mean(later, keepdims=True) if later else tree
         if objective.baseline == 'leave_one_out':
             siblings = (t + 1,) if forks[t] > 1 else tuple(range(1, t + 2))
             count = math.prod(nodes.shape[axis] for axis in siblings)
+            if count < 2:
+                raise UserError(f'the leave-one-out baseline of turn {t + 1} needs 2 responses or more; forks is {forks}.')
             total = nodes.sum(siblings, keepdims=True)
             nodes = nodes - (total - nodes) / (count - 1)
         columns.append(jnp.broadcast_to(nodes, tree.shape).reshape(-1))

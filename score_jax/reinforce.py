@@ -33,7 +33,6 @@ class SamplingConfig:
 
     max_tokens: int
     max_length: int
-    temperature: float
     chunk: int
 
 
@@ -46,26 +45,33 @@ class ReinforceConfig(TrainConfig):
     before: dict
     group: GroupConfig
     rollout: SamplingConfig
+    temperature: float
     objective: dict
     sample_every: int
     samples: int
 
 
-def sampler(config: SamplingConfig, task: tasks.Task, turns: int) -> rollout.RolloutConfig:
+def sampler(config: SamplingConfig, task: tasks.Task, turns: int, temperature: float) -> rollout.RolloutConfig:
     """`config.rollout` for a task's tokenizer."""
     return rollout.RolloutConfig(
-        turns=turns, **dataclasses.asdict(config), end_tokens=task.tokenizer.end_tokens,
+        turns=turns, temperature=temperature, **dataclasses.asdict(config), end_tokens=task.tokenizer.end_tokens,
         pad_token=task.tokenizer.pad_token)
 
 
 def stage_checkpoints(workdir: Path, stage: str) -> checkpoint.Checkpoints:
-    """The checkpoints of a stage that must be there; `UserError` says what to run if they are not."""
+    """The checkpoints of a stage that must be there, to its end; `UserError` says what to run if they are not."""
     directory = StageDirectory(workdir, stage, {}).checkpoints
     if not checkpoint.exists(directory):
         raise UserError(
             f'{directory} holds no checkpoint of {stage!r}; first run '
             f'python launch/main.py --config=configs/{stage}.py --workdir={workdir}')
-    return checkpoint.Checkpoints(directory)
+    checkpoints = checkpoint.Checkpoints(directory)
+    steps, latest = StageDirectory(workdir, stage, {}).saved_config().get('steps', 0), checkpoints.latest()
+    if latest < steps:
+        raise UserError(
+            f'{directory} is at step {latest} of {steps}; run {stage!r} to its end first: '
+            f'python launch/main.py --config=configs/{stage}.py --workdir={workdir}')
+    return checkpoints
 
 
 class Reinforce(Stage):
@@ -87,9 +93,9 @@ class Reinforce(Stage):
             raise UserError(
                 f'config.group.first is {self.forks[0]}, but the leave-one-out baseline compares first attempts with '
                 'each other; it must be at least 2.')
-        self.sampler = sampler(config.rollout, self.task, self.objective.turns)
-        if config.rollout.temperature == 0:
-            raise UserError('config.rollout.temperature is 0; training samples, so it must be positive.')
+        self.sampler = sampler(config.rollout, self.task, self.objective.turns, config.temperature)
+        if config.temperature == 0:
+            raise UserError('config.temperature is 0; training samples, so it must be positive.')
         self._instruction = self.task.tokenizer.encode(self.task.instruction)
         example = self.task.problems('train', 1, seed=self.seed, step=0)[0]
         self.sampler.check_length(len(tasks.prompt_tokens(self.task, example)), len(self._instruction))
@@ -130,7 +136,7 @@ class Reinforce(Stage):
         graded = time.monotonic()
         state, metrics = self.learner.reinforce(
             state, self.reference(), trajectory, sharding.put_batch(self.mesh, correct),
-            objective=self.objective, forks=self.forks, temperature=config.rollout.temperature)
+            objective=self.objective, forks=self.forks, temperature=config.temperature)
         metrics = jax.tree.map(float, metrics) | transitions(correct, changed)
         metrics |= {
             'seconds_sample': sampled - began, 'seconds_grade': graded - sampled,

@@ -37,7 +37,8 @@ class RolloutConfig:
     Attributes:
       turns: attempts at each problem, N.
       max_tokens: the longest response of a turn, its end token included.
-      max_length: slots of the cache at most: prompt, responses and instructions together.
+      max_length: tokens of a row at most: prompt, responses and instructions together. The cache has as many
+        slots, rounded up to a multiple of `chunk`.
       temperature: of the law that is sampled from; 0 takes the likeliest token.
       chunk: tokens decoded before the cache grows and the host looks whether all rows are done; prompts,
         cache and trajectory have widths that are multiples of it.
@@ -59,7 +60,7 @@ class RolloutConfig:
                 f'config.rollout has turns = {self.turns}, max_tokens = {self.max_tokens}, chunk = {self.chunk}; '
                 'each must be at least 1.')
         if self.temperature < 0:
-            raise UserError(f'config.rollout.temperature is {self.temperature}; it must be 0 (greedy) or positive.')
+            raise UserError(f'config.temperature is {self.temperature}; it must be 0 (greedy) or positive.')
 
     def check_length(self, prompt: int, instruction: int) -> None:
         """Refuses a prompt of so many tokens if its longest trajectory would not fit the cache."""
@@ -102,16 +103,17 @@ def token_law(logits, temperature: float):
 def _sample(logits, uniform, temperature: float):
     """Tokens `[B]` and their log-probabilities from `logits [B, V]` by inverse CDF at `uniform [B]`.
 
-    One uniform number a token, not V of Gumbel noise. A token of probability zero is never drawn: the
-    cumulative sum must exceed the threshold strictly, and the threshold stays below the total.
+    One uniform number a token, not V of Gumbel noise. The threshold stays below the total; a token of
+    probability zero is ruled out by name, since a sum that is taken in parallel need not be monotone.
     """
     law = token_law(logits, temperature)
     if temperature == 0:
         token = jnp.argmax(logits, axis=-1)
     else:
-        cumulative = jnp.cumsum(jnp.exp(law), axis=-1)
+        probs = jnp.exp(law)
+        cumulative = jnp.cumsum(probs, axis=-1)
         threshold = jnp.minimum(uniform, 1 - 2**-20)[:, None] * cumulative[:, -1:]
-        token = jnp.sum(cumulative <= threshold, axis=-1)
+        token = jnp.argmax((cumulative > threshold) & (probs > 0), axis=-1)
     token = token.astype(jnp.int32)
     return token, jnp.take_along_axis(law, token[:, None], axis=-1)[:, 0]
 
@@ -243,6 +245,8 @@ def sample(
     Raises:
       UserError: P does not divide over the mesh, or `forks` does not name every turn.
     """
+    if not all(prompts) or (rollout.turns > 1 and not instruction):
+        raise UserError('a prompt or the instruction between two turns is empty; each needs at least one token.')
     if len(forks) != rollout.turns:
         raise UserError(f'forks is {forks}, but config.rollout.turns is {rollout.turns}; give one number a turn.')
     check_divisible('the number of prompts', len(prompts), mesh)

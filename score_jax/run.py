@@ -22,16 +22,20 @@ def run(config, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir={workdir} is a file; it must be a folder, or not exist yet.')
-    stages = [_build(section, workdir) for section in _sections(config, workdir)]
+    sections = _sections(config, workdir)
+    stages = [_build(section, workdir, alone=len(sections) == 1) for section in sections]
     for stage in stages:
         stage.run()
 
 
-def _build(section, workdir: Path):
+def _build(section, workdir: Path, alone: bool):
     kind = section.get('kind')
     if kind not in KINDS:
         raise UserError(f'config.kind is {kind!r}; it must be one of {", ".join([*KINDS, "pipeline"])}.')
-    return KINDS[kind](section, workdir)
+    try:
+        return KINDS[kind](section, workdir)
+    except UserError as error:
+        raise error if alone else UserError(f'{error} (in the section of {section.get("stage")})') from None
 
 
 def _sections(config, workdir: Path) -> list:

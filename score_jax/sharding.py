@@ -74,8 +74,11 @@ def named_sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, .
     for axis, size in zip(axes, shape, strict=True):
         rule = RULES[axis] if axis else None
         names = (rule,) if isinstance(rule, str) else (rule or ())
-        fits = names and size % math.prod(mesh.shape[name] for name in names) == 0
+        parts = math.prod(mesh.shape[name] for name in names)
+        fits = parts > 1 and size % parts == 0
         spec.append(rule if fits else None)
+    while spec and spec[-1] is None:  # as XLA spells it, so that a result fits where the argument came from
+        spec.pop()
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 

@@ -19,8 +19,9 @@ from score_jax import settings
 from score_jax.errors import UserError
 from score_jax.jsonl import number, read_jsonl
 
-# Keys that may differ when a stage goes on: they change no number.
-FREE_KEYS = ('log_every', 'save_every', 'keep', 'mesh', 'before')
+# Keys that may differ when a stage goes on: how often it speaks and saves, where it runs, and what is measured of
+# what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
+FREE_KEYS = ('log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures')
 
 
 class StageDirectory:
@@ -36,18 +37,22 @@ class StageDirectory:
 
     def check(self) -> None:
         """Raises `UserError` if the folder holds a stage of another config."""
-        saved = self.path / 'config.json'
-        if not saved.exists():
-            return
-        try:
-            old = json.loads(saved.read_text())
-        except ValueError:
-            raise UserError(f'{saved} is not readable as JSON; move {self.path} away to start this stage anew.') from None
+        old = self.saved_config()
         changes = settings.differences(old, self._config)
-        if changes:
+        if old and changes:
             raise UserError(
                 f'{self.path} was made with another config ({"; ".join(changes)}); use another --workdir, or go back '
                 'to the old values.')
+
+    def saved_config(self) -> dict:
+        """What config.json says; empty where there is none."""
+        saved = self.path / 'config.json'
+        if not saved.exists():
+            return {}
+        try:
+            return json.loads(saved.read_text())
+        except ValueError:
+            raise UserError(f'{saved} is not readable as JSON; move {self.path} away to start this stage anew.') from None
 
     def open(self) -> None:
         """Makes the folder and writes its config, whole or not at all."""

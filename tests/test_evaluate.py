@@ -71,9 +71,9 @@ def measured(monkeypatch) -> list:
 
 
 def measure(params, *, count: int = 11, temperature: float = 1.0, seed: int = 0, batch: int = 8):
-    e = evaluation(Path('nowhere'), **{'rollout.temperature': temperature})
+    e = evaluation(Path('nowhere'))
     return evaluate.measure(
-        params, e.model, sampler(e.config.rollout, e.task, 2), e.mesh, e.task, e.problems[:count], batch=batch,
+        params, e.model, sampler(e.config.rollout, e.task, 2, temperature), e.mesh, e.task, e.problems[:count], batch=batch,
         seed=seed)
 
 
@@ -107,7 +107,7 @@ def test_a_measurement_is_a_function_of_the_seed(params):
 def test_batches_have_noise_of_their_own(params):
     e = evaluation(Path('nowhere'))
     twice = evaluate.measure(
-        params, e.model, sampler(e.config.rollout, e.task, 2), e.mesh, e.task, e.problems[:8] * 2, batch=8, seed=0)
+        params, e.model, sampler(e.config.rollout, e.task, 2, temperature), e.mesh, e.task, e.problems[:8] * 2, batch=8, seed=0)
     assert twice[0][:8] != twice[0][8:]
 
 

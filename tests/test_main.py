@@ -175,7 +175,7 @@ def test_a_mistake_in_a_flag_is_answered_by_absl(flags, named, tmp_path):
     ({'objective.gamma': -1.0}, 'config.objective.gamma is -1'),
     ({'rollout.max_length': 20}, 'config.rollout.max_length is 20'),
     ({'rollout.max_tokens': 0}, 'max_tokens = 0'),
-    ({'rollout.temperature': 0.0}, 'config.rollout.temperature is 0'),
+    ({'temperature': 0.0}, 'config.temperature is 0'),
     ({'sample_every': 0}, 'config.sample_every is 0'),
     ({'samples': -1}, 'config.samples is -1'),
     ({'before.habits.solve': 1.5}, 'config.habits.solve is 1.5'),

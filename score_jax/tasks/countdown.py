@@ -81,6 +81,8 @@ class CountdownConfig:
             raise UserError(
                 f'config.task has numbers = {self.numbers}, largest = {self.largest}, limit = {self.limit}; it needs '
                 f'at least 2 numbers, and a limit of at least numbers * largest = {self.numbers * self.largest}.')
+        if not self.instruction.split():
+            raise UserError('config.task.instruction is empty; the second attempt needs at least a word between.')
         if not 0 < self.test_share < 1:
             raise UserError(f'config.task.test_share is {self.test_share}; it must lie between 0 and 1.')
 
