@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-
 # A look at the whole path in seconds, not a result.
 PRESETS = {'smoke': {'problems': 100, 'batch': 100}}
 

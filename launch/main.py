@@ -5,10 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from score_jax.errors import UserError  # noqa: E402
+from score_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file in configs/, and FILE.py:NAME for a preset of it.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/score', 'Where everything is written, and looked for.')

@@ -10,7 +10,7 @@ from absl import app, flags
 from score_jax import report
 from score_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory that launch/main.py wrote.", required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory that launch/main.py wrote.', required=True)
 
 
 def main(argv: list[str]) -> None:
@@ -22,5 +22,5 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     app.run(main)

@@ -35,7 +35,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 2):
         if keep < 1:
-            raise UserError(f"keep = {keep}: at least one checkpoint must be kept; use 1 or more")
+            raise UserError(f'keep = {keep}: at least one checkpoint must be kept; use 1 or more')
         self.directory = epath.Path(directory).absolute()
         self.keep = keep
         self._rewards: dict[int, float | None] = {}
@@ -62,16 +62,16 @@ class Checkpoints:
         """
         newest = self.latest()
         if newest is not None and step <= newest:
-            raise UserError(f"step {step} cannot be saved, {self.directory} already holds step {newest} and nothing is "
-                            "overwritten: go on from there, move the later steps away or choose another directory")
+            raise UserError(f'step {step} cannot be saved, {self.directory} already holds step {newest} and nothing is '
+                            'overwritten: go on from there, move the later steps away or choose another directory')
         if json.loads(json.dumps(meta)) != meta:
-            raise ValueError("meta must be plain JSON: no tuples, no keys other than strings, no NaN")
+            raise ValueError('meta must be plain JSON: no tuples, no keys other than strings, no NaN')
         reward = float(reward) if reward is not None and math.isfinite(reward) else None
         arrays, _ = _flatten(state)
-        record = {"meta": meta, "reward": reward, "arrays": {
-            name: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": int(_checksum(x))}
+        record = {'meta': meta, 'reward': reward, 'arrays': {
+            name: {'shape': list(x.shape), 'dtype': str(x.dtype), 'checksum': int(_checksum(x))}
             for name, x in arrays.items()}}
-        record["checksum"] = _record_checksum(record)
+        record['checksum'] = _record_checksum(record)
         self._rewards[step] = reward
         try:
             if self._manager is None:
@@ -89,18 +89,18 @@ class Checkpoints:
         differs, or if the files are damaged.
         """
         step, record = self._read_record(step)
-        return self._read_arrays(step, record["arrays"], state_like), record["meta"]
+        return self._read_arrays(step, record['arrays'], state_like), record['meta']
 
     def restore_params(self, params_like: PyTree, *, step: int | None = None) -> PyTree:
         """The `params` of the state saved at `step` (None: the latest), on the shardings and in the dtypes of
         `params_like`; nothing else is read. Errors as `restore`, except that a dtype may differ."""
         step, record = self._read_record(step)
-        saved = {name: x for name, x in record["arrays"].items() if name.startswith("params/")}
-        return self._read_arrays(step, saved, {"params": params_like}, cast=True)["params"]
+        saved = {name: x for name, x in record['arrays'].items() if name.startswith('params/')}
+        return self._read_arrays(step, saved, {'params': params_like}, cast=True)['params']
 
     def checksum(self) -> str:
         """That of the latest step, its meta and all its arrays; equal for equal checkpoints only."""
-        return self._read_record(None)[1]["checksum"]
+        return self._read_record(None)[1]['checksum']
 
     def wait(self) -> None:
         """Blocks until the save under way is complete; raises `UserError` if it could not be written."""
@@ -131,7 +131,7 @@ class Checkpoints:
         for step in steps:
             if step not in self._rewards:
                 try:
-                    self._rewards[step] = self._read_record(step)[1]["reward"]
+                    self._rewards[step] = self._read_record(step)[1]['reward']
                 except UserError:  # half deleted by a run killed while it removed old steps, or damaged
                     self._rewards[step] = None
         rewarded = [(self._rewards[step], step) for step in steps if self._rewards[step] is not None]
@@ -140,38 +140,38 @@ class Checkpoints:
     def _read_record(self, step: int | None) -> tuple[int, dict]:
         steps = self.steps()
         if not steps:
-            raise UserError(f"no checkpoint in {self.directory}: train that stage first or correct the path")
+            raise UserError(f'no checkpoint in {self.directory}: train that stage first or correct the path')
         if step is not None and step not in steps:
-            raise UserError(f"no checkpoint of step {step} in {self.directory}: choose one of {steps}")
+            raise UserError(f'no checkpoint of step {step} in {self.directory}: choose one of {steps}')
         step = steps[-1] if step is None else step
         try:
-            record = ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "meta")
-            intact = record["checksum"] == _record_checksum(record)
+            record = ocp.JsonCheckpointHandler().restore(self.directory / str(step) / 'meta')
+            intact = record['checksum'] == _record_checksum(record)
         except Exception as error:
             raise self._damaged(step, error) from error
         if not intact:
-            raise self._damaged(step, "meta differs from its checksum")
+            raise self._damaged(step, 'meta differs from its checksum')
         return step, record
 
     def _read_arrays(self, step: int, saved: dict[str, dict], tree_like: PyTree, *, cast: bool = False) -> PyTree:
         """The arrays of `tree_like`, which must be those in `saved`; read in the saved dtype, verified, then cast."""
         like, treedef = _flatten(tree_like)
-        there = {name: (x["dtype"], tuple(x["shape"])) for name, x in saved.items()}
+        there = {name: (x['dtype'], tuple(x['shape'])) for name, x in saved.items()}
         here = {name: (there[name][0] if cast and name in there else str(x.dtype), x.shape) for name, x in like.items()}
         for name in [*here, *there]:
             if there.get(name) != here.get(name):
-                a, b = ("{}{}".format(x[name][0], list(x[name][1])) if name in x else "absent" for x in (there, here))
-                raise UserError(f"checkpoint {self.directory / str(step)} does not fit this run: {name} is {a} there "
-                                f"and {b} here; use the config it was saved with or another directory")
+                a, b = ('{}{}'.format(x[name][0], list(x[name][1])) if name in x else 'absent' for x in (there, here))
+                raise UserError(f'checkpoint {self.directory / str(step)} does not fit this run: {name} is {a} there '
+                                f'and {b} here; use the config it was saved with or another directory')
 
         default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         arrays = []
         with ocp.PyTreeCheckpointer() as reader:
             for name, x in like.items():  # one by one: only one array is there in both dtypes
                 target = {name: jax.ShapeDtypeStruct(x.shape, there[name][0],
-                                                     sharding=getattr(x, "sharding", None) or default)}
+                                                     sharding=getattr(x, 'sharding', None) or default)}
                 try:
-                    array = reader.restore(self.directory / str(step) / "state", args=ocp.args.PyTreeRestore(
+                    array = reader.restore(self.directory / str(step) / 'state', args=ocp.args.PyTreeRestore(
                         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
                         partial_restore=True))[name]
                 except (jax.errors.JaxRuntimeError, MemoryError):
@@ -179,21 +179,21 @@ class Checkpoints:
                 except Exception as error:
                     raise self._damaged(step, error) from error
                 if not isinstance(array, jax.Array):  # Orbax returns the target where its own metadata has no such name
-                    raise self._damaged(step, f"{name} is missing")
-                if (str(array.dtype), array.shape) != there[name] or int(_checksum(array)) != saved[name]["checksum"]:
-                    raise self._damaged(step, f"{name} differs from its checksum")
+                    raise self._damaged(step, f'{name} is missing')
+                if (str(array.dtype), array.shape) != there[name] or int(_checksum(array)) != saved[name]['checksum']:
+                    raise self._damaged(step, f'{name} differs from its checksum')
                 arrays.append(array.astype(x.dtype))
         return treedef.unflatten(arrays)
 
     def _damaged(self, step: int, reason: Exception | str) -> UserError:
         before = [s for s in _steps(self.directory) if s < step]
-        then = f"goes on from step {before[-1]}" if before else "starts anew (there is no step before it)"
-        return UserError(f"checkpoint {self.directory / str(step)} is damaged ({_reason(reason)}): "
-                         f"move it away, then the run {then}")
+        then = f'goes on from step {before[-1]}' if before else 'starts anew (there is no step before it)'
+        return UserError(f'checkpoint {self.directory / str(step)} is damaged ({_reason(reason)}): '
+                         f'move it away, then the run {then}')
 
     def _not_written(self, reason: Exception) -> UserError:
-        return UserError(f"no checkpoint could be written to {self.directory} ({_reason(reason)}): make room there "
-                         "or choose another directory; the steps already there are untouched")
+        return UserError(f'no checkpoint could be written to {self.directory} ({_reason(reason)}): make room there '
+                         'or choose another directory; the steps already there are untouched')
 
 
 def _steps(directory: epath.Path) -> list[int]:
@@ -203,7 +203,7 @@ def _steps(directory: epath.Path) -> list[int]:
 def _flatten(tree: PyTree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
     """Leaves by path, such as `opt_state/0/mu/head`, in the order of the tree."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}, treedef
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in leaves}, treedef
 
 
 @jax.jit
@@ -216,7 +216,7 @@ def _checksum(x: jax.Array) -> jax.Array:
     probability 1 - 2**-32.
     """
     bits = x.astype(jnp.uint8) if x.dtype == bool else x
-    bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * min(bits.dtype.itemsize, 4)}").astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(bits, f'uint{8 * min(bits.dtype.itemsize, 4)}').astype(jnp.uint32)
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
@@ -230,7 +230,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 
 def _record_checksum(record: dict) -> str:
-    record = {key: value for key, value in record.items() if key != "checksum"}
+    record = {key: value for key, value in record.items() if key != 'checksum'}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -238,5 +238,5 @@ def _reason(error: Exception | str) -> str:
     """The first line of an error's cause, without the specs and objects that TensorStore and Orbax append to it."""
     while isinstance(error, Exception) and error.__cause__ is not None:
         error = error.__cause__
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return re.split(r"\n| \[|\. See full ", text.strip())[0]
+    text = error if isinstance(error, str) else f'{type(error).__name__}: {error}'
+    return re.split(r'\n| \[|\. See full ', text.strip())[0]

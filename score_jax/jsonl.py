@@ -14,7 +14,7 @@ def iter_jsonl(path: Path) -> Iterator[dict]:
     Lines that hold no whole JSON object (a half-written last line, a torn write, bad bytes) are left out.
     """
     try:
-        lines = open(path, encoding="utf-8", errors="replace", newline="\n")
+        lines = open(path, encoding='utf-8', errors='replace', newline='\n')
     except OSError:
         return
     with lines:
@@ -46,13 +46,13 @@ def number(row: dict, key: str) -> float:
 
 def plain(value: object) -> str:
     """`str(value)` with control and formatting characters made visible, so that no text can steer what shows it."""
-    return re.sub(r"[^\n\t\x20-\x7e]", _visible, str(value).replace("\r\n", "\n"))
+    return re.sub(r'[^\n\t\x20-\x7e]', _visible, str(value).replace('\r\n', '\n'))
 
 
 def _visible(match: re.Match) -> str:
     character = match[0]
     # Cc control (ESC), Cf formatting (bidi overrides, zero width), Cs lone surrogates, Zl/Zp line separators. The two
     # joiners are part of ordinary writing.
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d":
-        return f"⟨U+{ord(character):04X}⟩"
+    if unicodedata.category(character) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and character not in '\u200c\u200d':
+        return f'⟨U+{ord(character):04X}⟩'
     return character

@@ -32,15 +32,15 @@ def write(workdir: Path) -> Path:
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
-        raise UserError(f"workdir: {str(workdir)!r} is not a directory; name one that launch/main.py wrote.")
+        raise UserError(f'workdir: {str(workdir)!r} is not a directory; name one that launch/main.py wrote.')
     stages = find_stages(workdir)
-    curves = {stage: columns for stage in stages if (columns := read_curves(workdir / stage / "metrics.jsonl"))}
-    configs = {stage: config for stage in stages if (config := _read_json(workdir / stage / "config.json")) is not None}
-    results = read_results(workdir / "results.json")
+    curves = {stage: columns for stage in stages if (columns := read_curves(workdir / stage / 'metrics.jsonl'))}
+    configs = {stage: config for stage in stages if (config := _read_json(workdir / stage / 'config.json')) is not None}
+    results = read_results(workdir / 'results.json')
     transcripts = find_transcripts(workdir, stages)
     if not (curves or configs or results or transcripts):
-        raise UserError(f"workdir: {str(workdir)!r} has no readable results.json, STAGE/metrics.jsonl, "
-                        "STAGE/config.json or samples.jsonl; train with launch/main.py first, or name its workdir.")
+        raise UserError(f'workdir: {str(workdir)!r} has no readable results.json, STAGE/metrics.jsonl, '
+                        'STAGE/config.json or samples.jsonl; train with launch/main.py first, or name its workdir.')
     figures = plots.draw_all(curves, results, plots.LIGHT)
     html = report_html.page(
         name=workdir.resolve().name, findings=findings(results, curves), results=results,
@@ -51,22 +51,22 @@ def write(workdir: Path) -> Path:
 
 def find_stages(workdir: Path) -> list[str]:
     """Names of the directories that hold a stage, in the order they are trained."""
-    files = ("metrics.jsonl", "config.json", "samples.jsonl")
+    files = ('metrics.jsonl', 'config.json', 'samples.jsonl')
     return sorted((path.name for path in workdir.iterdir()
-                   if path.name != "evaluation" and any((path / file).is_file() for file in files)), key=stage_order)
+                   if path.name != 'evaluation' and any((path / file).is_file() for file in files)), key=stage_order)
 
 
 def stage_order(name: str) -> tuple:
     """base, stage1, stage1b, stage2, ..., then everything else by name."""
-    numbered = re.fullmatch(r"stage_?(\d{1,9})(.*)", name)
+    numbered = re.fullmatch(r'stage_?(\d{1,9})(.*)', name)
     if numbered:
         return 1, int(numbered[1]), numbered[2]
-    return (0 if name == "base" else 2), 0, name
+    return (0 if name == 'base' else 2), 0, name
 
 
 def read_curves(path: Path) -> dict[str, np.ndarray]:
     """{key: [N]} over the logged steps; where a resumed run logged a step again, the later line counts."""
-    rows = {number(row, "step"): row for row in iter_jsonl(path) if math.isfinite(number(row, "step"))}
+    rows = {number(row, 'step'): row for row in iter_jsonl(path) if math.isfinite(number(row, 'step'))}
     rows = [rows[step] for step in sorted(rows)]
     keys = sorted(set().union(*rows)) if rows else []
     return {key: np.array([number(row, key) for row in rows]) for key in keys}
@@ -75,17 +75,17 @@ def read_curves(path: Path) -> dict[str, np.ndarray]:
 def read_results(path: Path) -> list[dict]:
     """Rows by temperature (greedy first), then method as trained, then seed."""
     rows = _read_json(path)
-    rows = [row for row in rows if isinstance(row, dict) and "method" in row] if isinstance(rows, list) else []
-    return sorted(rows, key=lambda row: (_or(number(row, "temperature"), math.inf), stage_order(str(row["method"])),
-                                         _or(number(row, "seed"), math.inf)))
+    rows = [row for row in rows if isinstance(row, dict) and 'method' in row] if isinstance(rows, list) else []
+    return sorted(rows, key=lambda row: (_or(number(row, 'temperature'), math.inf), stage_order(str(row['method'])),
+                                         _or(number(row, 'seed'), math.inf)))
 
 
 def progress(curves: dict[str, dict[str, np.ndarray]]) -> list[str]:
     """How far each stage has come, e.g. 'stage1: step 80 of 200'."""
     lines = []
     for stage, columns in curves.items():
-        total = columns.get("steps", np.array([np.nan]))[-1]
-        lines.append(f"{stage}: step {columns['step'][-1]:g}" + (f" of {total:g}" if np.isfinite(total) else ""))
+        total = columns.get('steps', np.array([np.nan]))[-1]
+        lines.append(f"{stage}: step {columns['step'][-1]:g}" + (f' of {total:g}' if np.isfinite(total) else ''))
     return lines
 
 
@@ -94,8 +94,8 @@ def progress(curves: dict[str, dict[str, np.ndarray]]) -> list[str]:
 
 def find_transcripts(workdir: Path, stages: list[str]) -> list[dict]:
     """At most `TRANSCRIPTS` samples with their `kind`: of the evaluation, else of the last stage that logged some."""
-    files = [workdir / "evaluation" / "samples.jsonl"]
-    files += [workdir / stage / "samples.jsonl" for stage in reversed(stages)]
+    files = [workdir / 'evaluation' / 'samples.jsonl']
+    files += [workdir / stage / 'samples.jsonl' for stage in reversed(stages)]
     for file in files:
         if chosen := choose(reservoir(iter_jsonl(file))):
             return chosen
@@ -104,11 +104,11 @@ def find_transcripts(workdir: Path, stages: list[str]) -> list[dict]:
 
 def kind_of(sample: dict) -> str | None:
     """'i->c' and the like, from the first and the last turn; None for what is no sample of several turns."""
-    turns = sample.get("turns")
+    turns = sample.get('turns')
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
         return None
-    first, last = ("c" if turns[end].get("outcome") == "correct" else "i" for end in (0, -1))
-    return f"{first}->{last}"
+    first, last = ('c' if turns[end].get('outcome') == 'correct' else 'i' for end in (0, -1))
+    return f'{first}->{last}'
 
 
 def reservoir(samples) -> dict[tuple, list[dict]]:
@@ -121,9 +121,9 @@ def reservoir(samples) -> dict[tuple, list[dict]]:
     for index, sample in enumerate(samples):
         if (kind := kind_of(sample)) is None:
             continue
-        method = str(sample.get("method", sample.get("stage", "?")))
-        entry = (_or(number(sample, "step"), 0.0), source.random(), index, sample | {"kind": kind})
-        heap = kept.setdefault((method, _or(number(sample, "temperature"), math.inf), kind), [])
+        method = str(sample.get('method', sample.get('stage', '?')))
+        entry = (_or(number(sample, 'step'), 0.0), source.random(), index, sample | {'kind': kind})
+        heap = kept.setdefault((method, _or(number(sample, 'temperature'), math.inf), kind), [])
         (heapq.heappush if len(heap) < TRANSCRIPTS else heapq.heappushpop)(heap, entry)
     return {key: [entry[-1] for entry in sorted(heap, key=lambda entry: entry[:3], reverse=True)]
             for key, heap in kept.items()}
@@ -153,7 +153,7 @@ def choose(kept: dict[tuple, list[dict]]) -> list[dict]:
         # One of each in turn, so that no kind takes all of the places left.
         mixed = (sample for row in itertools.zip_longest(*rest) for sample in row if sample is not None)
         chosen += itertools.islice(mixed, max(TRANSCRIPTS - len(chosen), 0))
-    return sorted(chosen, key=lambda sample: list(report_html.KINDS).index(sample["kind"]))
+    return sorted(chosen, key=lambda sample: list(report_html.KINDS).index(sample['kind']))
 
 
 def last_method(names: list[str]) -> str:
@@ -168,40 +168,40 @@ def findings(results: list[dict], curves: dict[str, dict[str, np.ndarray]]) -> l
     """(tone, sentence) about the last method; the tone is good, bad or plain."""
     said = _findings_evaluation(results) if results else _findings_training(curves)
     for stage, columns in list(curves.items())[-1:]:
-        truncated = max(_or(_end(columns, key), 0.0) for key in ("truncated_turn1", "truncated_turn2"))
+        truncated = max(_or(_end(columns, key), 0.0) for key in ('truncated_turn1', 'truncated_turn2'))
         if truncated > 0.1:
-            said.append(("bad", f"{100 * truncated:.0f} % of the responses were cut off at the end of {stage}; they "
-                                "count as wrong. Raise the token limit."))
+            said.append(('bad', f'{100 * truncated:.0f} % of the responses were cut off at the end of {stage}; they '
+                                'count as wrong. Raise the token limit.'))
     return said
 
 
 def _findings_evaluation(results: list[dict]) -> list[tuple[str, str]]:
-    last = last_method([str(row["method"]) for row in results])
-    row = next(row for row in results if str(row["method"]) == last)
-    rows = [other for other in results if number(other, "temperature") == number(row, "temperature")]
-    t1, t2, delta, low, high = (100 * number(row, key) for key in ("t1", "t2", "delta", "delta_low", "delta_high"))
+    last = last_method([str(row['method']) for row in results])
+    row = next(row for row in results if str(row['method']) == last)
+    rows = [other for other in results if number(other, 'temperature') == number(row, 'temperature')]
+    t1, t2, delta, low, high = (100 * number(row, key) for key in ('t1', 't2', 'delta', 'delta_low', 'delta_high'))
     if not math.isfinite(t1 + t2 + delta):
         return []
-    tone, verdict = "plain", "no clear difference between the attempts"
+    tone, verdict = 'plain', 'no clear difference between the attempts'
     if not math.isfinite(low + high):
-        verdict = "there is no interval to judge it by"
+        verdict = 'there is no interval to judge it by'
     elif low > 0:
-        tone, verdict = "good", "the second attempt is better"
+        tone, verdict = 'good', 'the second attempt is better'
     elif high < 0:
-        tone, verdict = "bad", "the second attempt is worse"
-    said = [(tone, f"{plots.row_label(row, rows)} ({plots.temperature_label(row)}): {t1:.1f} % right at the first "
-                   f"attempt, {t2:.1f} % at the second; delta {report_html.signed(delta)} points: {verdict}.")]
-    bases = [other for other in rows if other["method"] == "base" and other is not row]
-    base = min(bases, key=lambda other: other.get("seed") != row.get("seed"), default={})  # of the same seed if any is
-    before = 100 * number(base, "t1")
+        tone, verdict = 'bad', 'the second attempt is worse'
+    said = [(tone, f'{plots.row_label(row, rows)} ({plots.temperature_label(row)}): {t1:.1f} % right at the first '
+                   f'attempt, {t2:.1f} % at the second; delta {report_html.signed(delta)} points: {verdict}.')]
+    bases = [other for other in rows if other['method'] == 'base' and other is not row]
+    base = min(bases, key=lambda other: other.get('seed') != row.get('seed'), default={})  # of the same seed if any is
+    before = 100 * number(base, 't1')
     if math.isfinite(before):
-        tone, verdict = "plain", ""
-        if number(row, "t1_high") < number(base, "t1_low"):
-            tone, verdict = "bad", ": check that delta is not bought by failing first"
+        tone, verdict = 'plain', ''
+        if number(row, 't1_high') < number(base, 't1_low'):
+            tone, verdict = 'bad', ': check that delta is not bought by failing first'
         elif t1 >= before and low > 0:
-            tone, verdict = "good", ": the gain is not bought by failing first"
-        said.append((tone, f"First attempts went from {before:.1f} % of the base to {t1:.1f} %{verdict}."))
-    return said + _finding_changed(number(row, "changed"))
+            tone, verdict = 'good', ': the gain is not bought by failing first'
+        said.append((tone, f'First attempts went from {before:.1f} % of the base to {t1:.1f} %{verdict}.'))
+    return said + _finding_changed(number(row, 'changed'))
 
 
 def _findings_training(curves: dict[str, dict[str, np.ndarray]]) -> list[tuple[str, str]]:
@@ -209,20 +209,20 @@ def _findings_training(curves: dict[str, dict[str, np.ndarray]]) -> list[tuple[s
     if not stages:
         return []
     columns = curves[stages[-1]]
-    t1, t2 = 100 * _end(columns, "t1"), 100 * _end(columns, "t2")
+    t1, t2 = 100 * _end(columns, 't1'), 100 * _end(columns, 't2')
     if not math.isfinite(t1 + t2):
         return []
-    return [("plain", f"No evaluation yet. Over the last tenth of {stages[-1]}'s training: {t1:.1f} % right at the "
-                      f"first attempt, {t2:.1f} % at the second.")] + _finding_changed(_end(columns, "changed"))
+    return [('plain', f"No evaluation yet. Over the last tenth of {stages[-1]}'s training: {t1:.1f} % right at the "
+                      f'first attempt, {t2:.1f} % at the second.')] + _finding_changed(_end(columns, 'changed'))
 
 
 def _finding_changed(changed: float) -> list[tuple[str, str]]:
     if not math.isfinite(changed):
         return []
     if changed < 0.02:
-        return [("bad", f"Only {100 * changed:.1f} % of the answers change between the turns: near the collapse into "
-                        "copying.")]
-    return [("plain", f"{100 * changed:.1f} % of the answers change between the turns.")]
+        return [('bad', f'Only {100 * changed:.1f} % of the answers change between the turns: near the collapse into '
+                        'copying.')]
+    return [('plain', f'{100 * changed:.1f} % of the answers change between the turns.')]
 
 
 def _end(columns: dict[str, np.ndarray], key: str) -> float:
@@ -243,22 +243,22 @@ def _or(value: float, default: float) -> float:
 def _read_json(path: Path):
     """What `path` holds, or None when it is absent or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        return json.loads(path.read_text(encoding='utf-8', errors='replace'))
     except (OSError, ValueError, RecursionError):
         return None
 
 
 def _save(workdir: Path, html: str, figures: dict[str, bytes]) -> Path:
-    page, folder = workdir / "report.html", workdir / "report"
+    page, folder = workdir / 'report.html', workdir / 'report'
     try:
         folder.mkdir(exist_ok=True)
-        for name in ("evaluation", *(chart.name for chart in plots.CHARTS)):
+        for name in ('evaluation', *(chart.name for chart in plots.CHARTS)):
             if name in figures:
-                (folder / f"{name}.png").write_bytes(figures[name])
+                (folder / f'{name}.png').write_bytes(figures[name])
             else:
-                (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
-        page.write_text(html, encoding="utf-8", errors="replace")
+                (folder / f'{name}.png').unlink(missing_ok=True)  # of an earlier report
+        page.write_text(html, encoding='utf-8', errors='replace')
     except OSError as error:
-        raise UserError(f"workdir: cannot write the report to {str(workdir)!r} ({error.strerror}); copy the run to a "
-                        "directory you can write to.") from error
+        raise UserError(f'workdir: cannot write the report to {str(workdir)!r} ({error.strerror}); copy the run to a '
+                        'directory you can write to.') from error
     return page

@@ -15,40 +15,40 @@ from score_jax.jsonl import number, plain
 from score_jax.report_style import STYLE
 
 KINDS = {  # in the order of the page
-    "i->c": ("wrong → correct", "The second attempt repaired the first. Did it find the mistake, or start anew?"),
-    "c->i": ("correct → wrong", "The second attempt broke a right answer. These cancel repairs one for one."),
-    "c->c": ("correct → correct", "Right both times. Good correction leaves a right answer alone."),
-    "i->i": ("wrong → wrong", "Wrong both times. Does the second attempt try something new, or copy?"),
+    'i->c': ('wrong → correct', 'The second attempt repaired the first. Did it find the mistake, or start anew?'),
+    'c->i': ('correct → wrong', 'The second attempt broke a right answer. These cancel repairs one for one.'),
+    'c->c': ('correct → correct', 'Right both times. Good correction leaves a right answer alone.'),
+    'i->i': ('wrong → wrong', 'Wrong both times. Does the second attempt try something new, or copy?'),
 }
 COLUMNS = (  # key in results.json, heading, whether it is a signed difference
-    ("t1", "accuracy@t1", False), ("t2", "accuracy@t2", False), ("delta", "delta", True),
-    ("i_to_c", "i→c", False), ("c_to_i", "c→i", False), ("changed", "changed", False),
+    ('t1', 'accuracy@t1', False), ('t2', 'accuracy@t2', False), ('delta', 'delta', True),
+    ('i_to_c', 'i→c', False), ('c_to_i', 'c→i', False), ('changed', 'changed', False),
 )
 LONGEST = 4000  # characters of one text that are shown; the middle of a longer one is left out
-EVALUATION_CAPTION = ("Circle: first attempt; diamond: second; bars: 95 % intervals. A diamond to the right of its "
-                      "circle is self-correction. Training should move both to the right of the base: a circle that "
-                      "moves left while the diamond stays is a gain bought by failing first.")
+EVALUATION_CAPTION = ('Circle: first attempt; diamond: second; bars: 95 % intervals. A diamond to the right of its '
+                      'circle is self-correction. Training should move both to the right of the base: a circle that '
+                      'moves left while the diamond stays is a gain bought by failing first.')
 
 
 def page(*, name: str, findings: list[tuple[str, str]], results: list[dict], progress: list[str],
          figures: dict[str, bytes], dark_figures: dict[str, bytes], transcripts: list[dict],
          configs: dict[str, object]) -> str:
     """The whole page. `figures` and `dark_figures` are PNG bytes by name of chart."""
-    charts = "".join(_figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name])
+    charts = ''.join(_figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name])
                      for chart in plots.CHARTS if chart.name in figures)
-    evaluation = ""
-    if "evaluation" in figures:
-        evaluation = _figure("Both attempts of every method", EVALUATION_CAPTION, figures["evaluation"],
-                             dark_figures["evaluation"])
+    evaluation = ''
+    if 'evaluation' in figures:
+        evaluation = _figure('Both attempts of every method', EVALUATION_CAPTION, figures['evaluation'],
+                             dark_figures['evaluation'])
     sections = (
-        ("results", "Results", _results(results) + evaluation),
-        ("training", "Training", _training(progress, charts)),
-        ("transcripts", "Transcripts", _transcripts(transcripts)),
-        ("configs", "Configuration", _configs(configs)),
+        ('results', 'Results', _results(results) + evaluation),
+        ('training', 'Training', _training(progress, charts)),
+        ('transcripts', 'Transcripts', _transcripts(transcripts)),
+        ('configs', 'Configuration', _configs(configs)),
     )
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
-    body = "".join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in sections)
-    said = "".join(f'<li class="{tone}">{text(sentence)}</li>' for tone, sentence in findings)
+    links = ''.join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
+    body = ''.join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in sections)
+    said = ''.join(f'<li class="{tone}">{text(sentence)}</li>' for tone, sentence in findings)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -72,11 +72,11 @@ def text(value: object) -> str:
 
 def shorten(value: object) -> str:
     """`value` as a string; of a very long one the beginning and the end, where the answer is."""
-    value = "" if value is None else str(value)
+    value = '' if value is None else str(value)
     if len(value) <= LONGEST:
         return value
     head, tail = LONGEST * 2 // 3, LONGEST // 3
-    return f"{value[:head]}\n[… {len(value) - head - tail} characters left out …]\n{value[-tail:]}"
+    return f'{value[:head]}\n[… {len(value) - head - tail} characters left out …]\n{value[-tail:]}'
 
 
 def marked(first: str, second: str) -> tuple[str, int, int]:
@@ -85,7 +85,7 @@ def marked(first: str, second: str) -> tuple[str, int, int]:
     Tokens are what whitespace separates.
     """
     before = first.split()
-    pieces = re.split(r"(\s+)", second)  # token, gap, token, gap, ..., token
+    pieces = re.split(r'(\s+)', second)  # token, gap, token, gap, ..., token
     after = pieces[::2]
     # Popular tokens are only ignored where an exact comparison would take seconds.
     matcher = difflib.SequenceMatcher(None, before, [token for token in after if token],
@@ -93,7 +93,7 @@ def marked(first: str, second: str) -> tuple[str, int, int]:
     shift = 0 if after[0] else 1  # leading whitespace makes an empty first token
     changed, gone = set(), 0
     for operation, left, right, start, end in matcher.get_opcodes():
-        if operation != "equal":
+        if operation != 'equal':
             changed.update(range(start + shift, end + shift))
             gone += right - left
     out, opened = [], False
@@ -101,20 +101,20 @@ def marked(first: str, second: str) -> tuple[str, int, int]:
         # A gap is inside a mark when the tokens on both sides are.
         inside = bool(piece) and all(token in changed for token in {place // 2, (place + 1) // 2})
         if inside != opened:
-            out.append("<mark>" if inside else "</mark>")
+            out.append('<mark>' if inside else '</mark>')
             opened = inside
         out.append(text(piece))
-    return "".join(out) + ("</mark>" if opened else ""), len(changed), gone
+    return ''.join(out) + ('</mark>' if opened else ''), len(changed), gone
 
 
 def percent(value: float) -> str:
-    return f"{value:.1f}".replace("-", "−") if math.isfinite(value) else "–"
+    return f'{value:.1f}'.replace('-', '−') if math.isfinite(value) else '–'
 
 
 def signed(value: float) -> str:
     """With its sign, a true minus, and no sign on zero."""
     value = round(value, 1)
-    return "–" if not math.isfinite(value) else f"{value:+.1f}".replace("-", "−") if value else "0.0"
+    return '–' if not math.isfinite(value) else f'{value:+.1f}'.replace('-', '−') if value else '0.0'
 
 
 # --- results
@@ -126,33 +126,33 @@ def _results(results: list[dict]) -> str:
     groups: dict[str, list[dict]] = {}
     for row in results:
         groups.setdefault(plots.temperature_label(row), []).append(row)
-    heads = "".join(f"<th scope=col>{heading}</th>" for _, heading, _ in COLUMNS)
+    heads = ''.join(f'<th scope=col>{heading}</th>' for _, heading, _ in COLUMNS)
     parts = []
     for temperature, rows in groups.items():
-        lines = "".join(f"<tr><th scope=row>{text(plots.row_label(row, rows))}{_count(row)}</th>"
-                        + "".join(_cell(row, *column) for column in COLUMNS) + "</tr>" for row in rows)
-        parts.append(f"<h3>{text(temperature[0].upper() + temperature[1:])}</h3><table><thead><tr>"
-                     f"<th scope=col>method</th>{heads}</tr></thead><tbody>{lines}</tbody></table>")
-    return "".join(parts) + (
+        lines = ''.join(f'<tr><th scope=row>{text(plots.row_label(row, rows))}{_count(row)}</th>'
+                        + ''.join(_cell(row, *column) for column in COLUMNS) + '</tr>' for row in rows)
+        parts.append(f'<h3>{text(temperature[0].upper() + temperature[1:])}</h3><table><thead><tr>'
+                     f'<th scope=col>method</th>{heads}</tr></thead><tbody>{lines}</tbody></table>')
+    return ''.join(parts) + (
         '<p class="caption">In percent, with the 95 % interval below. accuracy@t1 and @t2: right at the first and at '
-        "the second attempt. delta: the difference in points; above zero is self-correction, and an interval that "
-        "leaves out zero makes it credible. i→c: wrong first, then right; c→i: right first, then wrong; both of all "
-        "problems, so delta = i→c − c→i. changed: the answer differs between the turns; near zero is copying.</p>")
+        'the second attempt. delta: the difference in points; above zero is self-correction, and an interval that '
+        'leaves out zero makes it credible. i→c: wrong first, then right; c→i: right first, then wrong; both of all '
+        'problems, so delta = i→c − c→i. changed: the answer differs between the turns; near zero is copying.</p>')
 
 
 def _count(row: dict) -> str:
-    count = number(row, "n")
-    return f"<small>n = {count:,.0f}</small>" if math.isfinite(count) else ""
+    count = number(row, 'n')
+    return f'<small>n = {count:,.0f}</small>' if math.isfinite(count) else ''
 
 
 def _cell(row: dict, key: str, heading: str, is_difference: bool) -> str:
     show = signed if is_difference else percent
-    low, value, high = (100 * number(row, name) for name in (f"{key}_low", key, f"{key}_high"))
-    tone = ""
+    low, value, high = (100 * number(row, name) for name in (f'{key}_low', key, f'{key}_high'))
+    tone = ''
     if is_difference:
-        tone = ' class="better"' if low > 0 else ' class="worse"' if high < 0 else ""
-    joint = " to " if is_difference else "–"
-    interval = f"<small>{show(low)}{joint}{show(high)}</small>" if math.isfinite(low + high) else ""
+        tone = ' class="better"' if low > 0 else ' class="worse"' if high < 0 else ''
+    joint = ' to ' if is_difference else '–'
+    interval = f'<small>{show(low)}{joint}{show(high)}</small>' if math.isfinite(low + high) else ''
     return f'<td data-label="{heading}"><b{tone}>{show(value)}</b>{interval}</td>'
 
 
@@ -162,10 +162,10 @@ def _cell(row: dict, key: str, heading: str, is_difference: bool) -> str:
 def _training(progress: list[str], charts: str) -> str:
     if not charts:
         return '<p class="empty">No curves yet: no stage has a readable metrics.jsonl.</p>'
-    steps = "".join(f"<li>{text(line)}</li>" for line in progress)
+    steps = ''.join(f'<li>{text(line)}</li>' for line in progress)
     return (f'<ul class="steps">{steps}</ul><p class="caption">Stages stand side by side in the order they were '
-            "trained. Where there are many points, the line is a moving average over a twentieth of them and the "
-            "points behind it are the logged values. A dashed line is the level of the base in the evaluation.</p>"
+            'trained. Where there are many points, the line is a moving average over a twentieth of them and the '
+            'points behind it are the logged values. A dashed line is the level of the base in the evaluation.</p>'
             f'<div class="charts">{charts}</div>')
 
 
@@ -175,7 +175,7 @@ def _figure(title: str, caption: str, light: bytes, dark: bytes) -> str:
 
 
 def _data(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return 'data:image/png;base64,' + base64.b64encode(png).decode()
 
 
 # --- transcripts
@@ -185,58 +185,58 @@ def _transcripts(transcripts: list[dict]) -> str:
     if not transcripts:
         return '<p class="empty">No transcripts yet: there is no readable samples.jsonl.</p>'
     parts = ['<p class="caption">Picked to show every kind, so their shares here say nothing about how often each '
-             "happens. In the second response <mark>marked</mark> tokens differ from the first.</p>"]
+             'happens. In the second response <mark>marked</mark> tokens differ from the first.</p>']
     for kind, (title, caption) in KINDS.items():
-        samples = [sample for sample in transcripts if sample["kind"] == kind]
+        samples = [sample for sample in transcripts if sample['kind'] == kind]
         if samples:
             parts.append(f'<h3 class="kind">{title} <span>{kind.replace("->", "→")}</span></h3>'
                          f'<p class="caption">{caption}</p>{"".join(map(_transcript, samples))}')
-    return "".join(parts)
+    return ''.join(parts)
 
 
 def _transcript(sample: dict) -> str:
-    turns = sample["turns"]
-    first = shorten(turns[0].get("response"))
+    turns = sample['turns']
+    first = shorten(turns[0].get('response'))
     parts = [f'<div class="problem"><h4>Problem</h4><pre>{text(shorten(sample.get("problem")))}</pre></div>']
     for place, turn in enumerate(turns):
-        response = shorten(turn.get("response"))
-        shown, note = text(response), ""
+        response = shorten(turn.get('response'))
+        shown, note = text(response), ''
         if place > 0:
-            if place == 1 and sample.get("instruction"):
+            if place == 1 and sample.get('instruction'):
                 parts.append(f'<div class="instruction"><h4>Instruction</h4><pre>'
                              f'{text(shorten(sample["instruction"]))}</pre></div>')
             shown, new, gone = marked(first, response)
-            note = f"against turn {place}: {new} tokens new, {gone} gone"
+            note = f'against turn {place}: {new} tokens new, {gone} gone'
             if response == first:
-                note = f"the same text as turn {place}"
+                note = f'the same text as turn {place}'
         first = response
         parts.append(_turn(place + 1, turn, shown, note))
     return f'<article><p class="source">{text(_source(sample))}</p>{"".join(parts)}</article>'
 
 
 def _turn(place: int, turn: dict, shown: str, note: str) -> str:
-    outcome = str(turn.get("outcome") or "not graded")
-    right = outcome == "correct"
+    outcome = str(turn.get('outcome') or 'not graded')
+    right = outcome == 'correct'
     badge = f'<span class="badge {"right" if right else "wrong"}">{"✓" if right else "✗"} ' \
             f'{text(outcome.replace("_", " "))}</span>'
-    read = turn.get("read")
-    read = "read no answer" if read is None else f"read: <code>{text(shorten(read))}</code>"
-    tokens = number(turn, "tokens")
-    facts = [f"verifier {read}"]
-    facts += [f"{tokens:g} tokens"] if math.isfinite(tokens) else []
-    facts += ["cut off at the limit"] if turn.get("truncated") is True else []
+    read = turn.get('read')
+    read = 'read no answer' if read is None else f'read: <code>{text(shorten(read))}</code>'
+    tokens = number(turn, 'tokens')
+    facts = [f'verifier {read}']
+    facts += [f'{tokens:g} tokens'] if math.isfinite(tokens) else []
+    facts += ['cut off at the limit'] if turn.get('truncated') is True else []
     facts += [note] if note else []
     return (f'<div class="turn turn{min(place, 2)}"><h4>Turn {place} {badge}</h4>'
             f'<pre>{shown or "<i>empty</i>"}</pre><p class="facts">{" · ".join(facts)}</p></div>')
 
 
 def _source(sample: dict) -> str:
-    parts = [str(sample.get("method", sample.get("stage", "?")))]
-    if math.isfinite(number(sample, "temperature")):
+    parts = [str(sample.get('method', sample.get('stage', '?')))]
+    if math.isfinite(number(sample, 'temperature')):
         parts.append(plots.temperature_label(sample))
-    if math.isfinite(number(sample, "step")):
+    if math.isfinite(number(sample, 'step')):
         parts.append(f"training step {number(sample, 'step'):g}")
-    return " · ".join(parts)
+    return ' · '.join(parts)
 
 
 # --- configuration
@@ -246,5 +246,5 @@ def _configs(configs: dict[str, object]) -> str:
     if not configs:
         return '<p class="empty">No readable config.json.</p>'
     shown = {stage: json.dumps(config, indent=2, ensure_ascii=False) for stage, config in configs.items()}
-    return "".join(f"<details><summary>{text(stage)}</summary><pre>{text(config)}</pre></details>"
+    return ''.join(f'<details><summary>{text(stage)}</summary><pre>{text(config)}</pre></details>'
                    for stage, config in shown.items())

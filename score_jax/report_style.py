@@ -4,7 +4,7 @@ from score_jax import plots
 
 
 def _variables(theme: dict[str, str]) -> str:
-    return "".join(f"--{key}:{value};" for key, value in theme.items())
+    return ''.join(f'--{key}:{value};' for key, value in theme.items())
 
 
 STYLE = f"""

@@ -8,12 +8,10 @@ again ends with the same parameters to the bit.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 import zlib
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from score_jax import learner, model, progress, sharding, tasks

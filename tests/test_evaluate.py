@@ -107,7 +107,7 @@ def test_a_measurement_is_a_function_of_the_seed(params):
 def test_batches_have_noise_of_their_own(params):
     e = evaluation(Path('nowhere'))
     twice = evaluate.measure(
-        params, e.model, sampler(e.config.rollout, e.task, 2, temperature), e.mesh, e.task, e.problems[:8] * 2, batch=8, seed=0)
+        params, e.model, sampler(e.config.rollout, e.task, 2, 1.0), e.mesh, e.task, e.problems[:8] * 2, batch=8, seed=0)
     assert twice[0][:8] != twice[0][8:]
 
 

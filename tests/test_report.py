@@ -15,69 +15,69 @@ from score_jax import jsonl, plots, report, report_html
 from score_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("i->c", "c->i", "c->c", "i->i")
-RIGHT, WRONG = "3 * 5 = 15 + 2 = 17", "3 * 5 = 16 + 2 = 18"
+KINDS = ('i->c', 'c->i', 'c->c', 'i->i')
+RIGHT, WRONG = '3 * 5 = 15 + 2 = 17', '3 * 5 = 16 + 2 = 18'
 
 
-def lines(path: Path, rows: list[dict], tail: str = "") -> None:
+def lines(path: Path, rows: list[dict], tail: str = '') -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows) + tail)
 
 
 def rl_rows(stage: str, count: int) -> list[dict]:
     return [dict(stage=stage, step=step, steps=count, t1=0.4, t2=0.3 + 0.2 * step / count, delta=-0.1, i_to_c=0.1,
                  c_to_i=0.1, changed=0.5, kl_turn1=0.1, kl_turn2=-0.01, length_turn1=9.0, length_turn2=None,
-                 truncated_turn1=float("nan"), truncated_turn2=0.0) for step in range(1, count + 1)]
+                 truncated_turn1=float('nan'), truncated_turn2=0.0) for step in range(1, count + 1)]
 
 
 def result(method: str, temperature: float, **values: float) -> dict:
     row = dict(method=method, seed=0, temperature=temperature, n=1000)
     for key, value in values.items():
-        row |= {key: value, f"{key}_low": value - 0.02, f"{key}_high": value + 0.02}
+        row |= {key: value, f'{key}_low': value - 0.02, f'{key}_high': value + 0.02}
     return row
 
 
-def sample(kind: str, method: str = "stage2", temperature: float = 1.0, name: str = "", **extra) -> dict:
-    turns = [dict(response=RIGHT if end == "c" else WRONG, outcome="correct" if end == "c" else "wrong",
-                  reward=float(end == "c"), read="(3 * 5) + 2", tokens=9, truncated=False) for end in kind.split("->")]
-    return dict(problem=f"Make 17. {name}", turns=turns, instruction="Look again.", method=method,
+def sample(kind: str, method: str = 'stage2', temperature: float = 1.0, name: str = '', **extra) -> dict:
+    turns = [dict(response=RIGHT if end == 'c' else WRONG, outcome='correct' if end == 'c' else 'wrong',
+                  reward=float(end == 'c'), read='(3 * 5) + 2', tokens=9, truncated=False) for end in kind.split('->')]
+    return dict(problem=f'Make 17. {name}', turns=turns, instruction='Look again.', method=method,
                 temperature=temperature) | extra
 
 
 def make_run(workdir: Path) -> Path:
-    base = [dict(stage="base", step=step, steps=50, loss=3 - step / 50) for step in range(1, 51)]
-    lines(workdir / "base" / "metrics.jsonl", base)
-    lines(workdir / "stage1" / "metrics.jsonl", rl_rows("stage1", 60))
-    lines(workdir / "stage2" / "metrics.jsonl", rl_rows("stage2", 5), tail='{"stage": "stage2", "step": 6, "t1": 0.')
-    for stage in ("base", "stage1", "stage2"):
-        (workdir / stage / "config.json").write_text(json.dumps({"alpha": 10.0, "note": "<b>bold</b>"}))
-    rows = [result("stage2", 0.0, t1=0.6, t2=0.672, delta=0.072, i_to_c=0.081, c_to_i=0.009, changed=0.25),
-            result("base", 0.0, t1=0.5, t2=0.45, delta=-0.05, i_to_c=0.03, c_to_i=0.08, changed=0.4),
-            result("base", 1.0, t1=0.4, t2=0.34, delta=-0.06, i_to_c=0.03, c_to_i=0.09, changed=0.4)]
-    (workdir / "results.json").write_text(json.dumps(rows))
-    samples = [sample(kind, method, temperature, name=f"{method}-{temperature}-{place}") for place in range(30)
-               for kind in KINDS for method in ("base", "stage2") for temperature in (0.0, 1.0)]
-    lines(workdir / "evaluation" / "samples.jsonl", samples)
+    base = [dict(stage='base', step=step, steps=50, loss=3 - step / 50) for step in range(1, 51)]
+    lines(workdir / 'base' / 'metrics.jsonl', base)
+    lines(workdir / 'stage1' / 'metrics.jsonl', rl_rows('stage1', 60))
+    lines(workdir / 'stage2' / 'metrics.jsonl', rl_rows('stage2', 5), tail='{"stage": "stage2", "step": 6, "t1": 0.')
+    for stage in ('base', 'stage1', 'stage2'):
+        (workdir / stage / 'config.json').write_text(json.dumps({'alpha': 10.0, 'note': '<b>bold</b>'}))
+    rows = [result('stage2', 0.0, t1=0.6, t2=0.672, delta=0.072, i_to_c=0.081, c_to_i=0.009, changed=0.25),
+            result('base', 0.0, t1=0.5, t2=0.45, delta=-0.05, i_to_c=0.03, c_to_i=0.08, changed=0.4),
+            result('base', 1.0, t1=0.4, t2=0.34, delta=-0.06, i_to_c=0.03, c_to_i=0.09, changed=0.4)]
+    (workdir / 'results.json').write_text(json.dumps(rows))
+    samples = [sample(kind, method, temperature, name=f'{method}-{temperature}-{place}') for place in range(30)
+               for kind in KINDS for method in ('base', 'stage2') for temperature in (0.0, 1.0)]
+    lines(workdir / 'evaluation' / 'samples.jsonl', samples)
     return workdir
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def run(tmp_path_factory) -> tuple[Path, str]:
     """(workdir, its page)."""
-    workdir = make_run(tmp_path_factory.mktemp("run"))
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    page = report.write(workdir).read_text(encoding="utf-8")
+    workdir = make_run(tmp_path_factory.mktemp('run'))
+    before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+    page = report.write(workdir).read_text(encoding='utf-8')
     assert {path: path.read_bytes() for path in before} == before  # only reads what it reports
     return workdir, page
 
 
 def page_of_samples(workdir: Path, samples: list[dict]) -> str:
-    lines(workdir / "evaluation" / "samples.jsonl", samples)
-    return report.write(workdir).read_text(encoding="utf-8")
+    lines(workdir / 'evaluation' / 'samples.jsonl', samples)
+    return report.write(workdir).read_text(encoding='utf-8')
 
 
 def body_text(page: str) -> str:
-    return html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body>"):]))
+    return html.unescape(re.sub(r'<[^>]*>', ' ', page[page.index('<body>'):]))
 
 
 class Checker(HTMLParser):
@@ -91,8 +91,8 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.addresses += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "data")]
-        if tag not in ("meta", "img", "source", "link", "br"):
+        self.addresses += [value for key, value in attrs if key in ('src', 'href', 'srcset', 'action', 'data')]
+        if tag not in ('meta', 'img', 'source', 'link', 'br'):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -105,44 +105,44 @@ class Checker(HTMLParser):
 def test_page_is_self_contained(run):
     _, page = run
     checker = Checker(page)
-    assert not set(checker.tags) & {"script", "link", "iframe", "object", "embed", "base"}
+    assert not set(checker.tags) & {'script', 'link', 'iframe', 'object', 'embed', 'base'}
     assert checker.addresses
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in checker.addresses)
-    assert "url(" not in page and "@import" not in page
+    assert all(address.startswith(('#', 'data:image/png;base64,')) for address in checker.addresses)
+    assert 'url(' not in page and '@import' not in page
 
 
 def test_page_has_every_section_and_chart(run):
     _, page = run
-    for section in ("results", "training", "transcripts", "configs"):
+    for section in ('results', 'training', 'transcripts', 'configs'):
         assert f'<section id="{section}">' in page and f'href="#{section}"' in page
-    for title in ("Both attempts of every method", *(chart.title for chart in plots.CHARTS if chart.name != "entropy")):
-        assert f"<h3>{title}</h3>" in page
-    assert "<h3>Entropy</h3>" not in page  # nothing logged it
-    assert page.count("<details>") == 3 and "&lt;b&gt;bold&lt;/b&gt;" in page
+    for title in ('Both attempts of every method', *(chart.title for chart in plots.CHARTS if chart.name != 'entropy')):
+        assert f'<h3>{title}</h3>' in page
+    assert '<h3>Entropy</h3>' not in page  # nothing logged it
+    assert page.count('<details>') == 3 and '&lt;b&gt;bold&lt;/b&gt;' in page
 
 
 def test_charts_are_png_files_too(run):
     workdir, page = run
-    names = {path.name for path in (workdir / "report").iterdir()}
-    assert {"evaluation.png", "accuracy.png", "delta.png", "transitions.png", "changed.png", "kl.png", "lengths.png",
-            "truncation.png", "base_loss.png"} == names
-    assert all((workdir / "report" / name).read_bytes().startswith(b"\x89PNG") for name in names)
-    assert page.count("data:image/png;base64,") == 2 * len(names)  # light and dark
+    names = {path.name for path in (workdir / 'report').iterdir()}
+    assert {'evaluation.png', 'accuracy.png', 'delta.png', 'transitions.png', 'changed.png', 'kl.png', 'lengths.png',
+            'truncation.png', 'base_loss.png'} == names
+    assert all((workdir / 'report' / name).read_bytes().startswith(b'\x89PNG') for name in names)
+    assert page.count('data:image/png;base64,') == 2 * len(names)  # light and dark
 
 
 def test_writing_again_gives_the_same_page_and_drops_charts_without_data(tmp_path):
     workdir = make_run(tmp_path)
     first = report.write(workdir).read_text()
     assert report.write(workdir).read_text() == first
-    (workdir / "results.json").unlink()
+    (workdir / 'results.json').unlink()
     report.write(workdir)
-    assert not (workdir / "report" / "evaluation.png").exists()
-    assert (workdir / "report" / "accuracy.png").exists()
+    assert not (workdir / 'report' / 'evaluation.png').exists()
+    assert (workdir / 'report' / 'accuracy.png').exists()
 
 
 def test_does_not_import_jax():
     code = "import sys, score_jax.report; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
 # --- the table
@@ -150,70 +150,70 @@ def test_does_not_import_jax():
 
 def cells(page: str, temperature: str, method: str) -> list[tuple[str, str]]:
     """(value, interval) of each column of one row."""
-    table = page[page.index(f"<h3>{temperature}</h3><table>"):].split("</table>")[0]
-    row = next(row for row in table.split("<tr>") if f"<th scope=row>{method}<" in row)
-    return re.findall(r"<td[^>]*><b[^>]*>([^<]*)</b><small>([^<]*)</small></td>", row)
+    table = page[page.index(f'<h3>{temperature}</h3><table>'):].split('</table>')[0]
+    row = next(row for row in table.split('<tr>') if f'<th scope=row>{method}<' in row)
+    return re.findall(r'<td[^>]*><b[^>]*>([^<]*)</b><small>([^<]*)</small></td>', row)
 
 
 def test_table_has_every_number_with_its_interval(run):
     _, page = run
-    assert cells(page, "Greedy", "stage2") == [
-        ("60.0", "58.0–62.0"), ("67.2", "65.2–69.2"), ("+7.2", "+5.2 to +9.2"), ("8.1", "6.1–10.1"),
-        ("0.9", "−1.1–2.9"), ("25.0", "23.0–27.0")]
-    sampled = [value for value, _ in cells(page, "Temperature 1", "base")]
-    assert sampled == ["40.0", "34.0", "−6.0", "3.0", "9.0", "40.0"]
-    greedy = page[page.index("<h3>Greedy</h3>"):page.index("<h3>Temperature 1</h3>")]
-    assert greedy.index(">base<") < greedy.index(">stage2<")  # as trained, not as in the file
-    assert "n = 1,000" in greedy
+    assert cells(page, 'Greedy', 'stage2') == [
+        ('60.0', '58.0–62.0'), ('67.2', '65.2–69.2'), ('+7.2', '+5.2 to +9.2'), ('8.1', '6.1–10.1'),
+        ('0.9', '−1.1–2.9'), ('25.0', '23.0–27.0')]
+    sampled = [value for value, _ in cells(page, 'Temperature 1', 'base')]
+    assert sampled == ['40.0', '34.0', '−6.0', '3.0', '9.0', '40.0']
+    greedy = page[page.index('<h3>Greedy</h3>'):page.index('<h3>Temperature 1</h3>')]
+    assert greedy.index('>base<') < greedy.index('>stage2<')  # as trained, not as in the file
+    assert 'n = 1,000' in greedy
 
 
 def test_signed_never_shows_minus_zero():
-    assert [report_html.signed(value) for value in (-0.04, 0.0, 1.26, -1.26, float("nan"))] == [
-        "0.0", "0.0", "+1.3", "−1.3", "–"]
+    assert [report_html.signed(value) for value in (-0.04, 0.0, 1.26, -1.26, float('nan'))] == [
+        '0.0', '0.0', '+1.3', '−1.3', '–']
 
 
 def test_seed_is_named_where_a_method_has_several():
-    rows = [dict(method="base", seed=0), dict(method="stage2", seed=0), dict(method="stage2", seed=1)]
-    assert [plots.row_label(row, rows) for row in rows] == ["base", "stage2 · seed 0", "stage2 · seed 1"]
+    rows = [dict(method='base', seed=0), dict(method='stage2', seed=0), dict(method='stage2', seed=1)]
+    assert [plots.row_label(row, rows) for row in rows] == ['base', 'stage2 · seed 0', 'stage2 · seed 1']
 
 
 # --- what the numbers say
 
 
-@pytest.mark.parametrize("t1, delta, changed, tone, words", [
-    (0.6, 0.07, 0.2, "good", "the second attempt is better"),
-    (0.6, -0.07, 0.2, "bad", "the second attempt is worse"),
-    (0.6, 0.01, 0.2, "plain", "no clear difference"),
-    (0.3, 0.20, 0.2, "bad", "bought by failing first"),
-    (0.6, 0.01, 0.001, "bad", "collapse into copying"),
+@pytest.mark.parametrize('t1, delta, changed, tone, words', [
+    (0.6, 0.07, 0.2, 'good', 'the second attempt is better'),
+    (0.6, -0.07, 0.2, 'bad', 'the second attempt is worse'),
+    (0.6, 0.01, 0.2, 'plain', 'no clear difference'),
+    (0.3, 0.20, 0.2, 'bad', 'bought by failing first'),
+    (0.6, 0.01, 0.001, 'bad', 'collapse into copying'),
 ])
 def test_findings(t1, delta, changed, tone, words):
-    rows = [result("base", 0.0, t1=0.5, t2=0.5, delta=0.0, changed=0.3),
-            result("stage2", 0.0, t1=t1, t2=t1 + delta, delta=delta, changed=changed)]
+    rows = [result('base', 0.0, t1=0.5, t2=0.5, delta=0.0, changed=0.3),
+            result('stage2', 0.0, t1=t1, t2=t1 + delta, delta=delta, changed=changed)]
     assert [said for said in report.findings(rows, {}) if said[0] == tone and words in said[1]]
 
 
 def test_finding_names_the_seed_and_compares_it_with_its_own_base():
     rows = [result(method, 0.0, t1=t1, t2=0.9, delta=0.1) | dict(seed=seed)
-            for method, t1, seed in (("base", 0.1, 0), ("base", 0.5, 1), ("stage2", 0.8, 1), ("stage2", 0.8, 2))]
+            for method, t1, seed in (('base', 0.1, 0), ('base', 0.5, 1), ('stage2', 0.8, 1), ('stage2', 0.8, 2))]
     said = [sentence for _, sentence in report.findings(rows, {})]
-    assert said[0].startswith("stage2 · seed 1 (greedy)") and "from 50.0 % of the base to 80.0 %" in said[1]
+    assert said[0].startswith('stage2 · seed 1 (greedy)') and 'from 50.0 % of the base to 80.0 %' in said[1]
 
 
 def test_findings_warn_of_truncation_even_if_one_turn_logged_none():
     columns = dict(step=np.arange(3.0), t1=np.ones(3), truncated_turn1=np.full(3, np.nan),
                    truncated_turn2=np.full(3, 0.3))
-    assert "30 % of the responses were cut off at the end of stage1" in report.findings([], {"stage1": columns})[-1][1]
+    assert '30 % of the responses were cut off at the end of stage1' in report.findings([], {'stage1': columns})[-1][1]
 
 
 # --- curves
 
 
 def test_curves_of_a_resumed_run_use_the_later_line(tmp_path):
-    lines(tmp_path / "metrics.jsonl", [dict(step=1, t1=0.1), dict(step=2, t1=0.2), dict(step=3, t1=0.9),
-                                       dict(step=2, t1=0.5), dict(note="no step")], tail='{"step": 4, "t1"')
-    curves = report.read_curves(tmp_path / "metrics.jsonl")
-    assert curves["step"].tolist() == [1, 2, 3] and curves["t1"].tolist() == [0.1, 0.5, 0.9]
+    lines(tmp_path / 'metrics.jsonl', [dict(step=1, t1=0.1), dict(step=2, t1=0.2), dict(step=3, t1=0.9),
+                                       dict(step=2, t1=0.5), dict(note='no step')], tail='{"step": 4, "t1"')
+    curves = report.read_curves(tmp_path / 'metrics.jsonl')
+    assert curves['step'].tolist() == [1, 2, 3] and curves['t1'].tolist() == [0.1, 0.5, 0.9]
 
 
 def test_smooth_is_a_centred_mean_that_skips_nan():
@@ -227,14 +227,14 @@ def test_smooth_is_a_centred_mean_that_skips_nan():
 
 
 def test_stages_are_in_the_order_of_training():
-    names = ["zeta", "stage10", "stage2", "base", "stage1b", "stage1"]
-    assert sorted(names, key=report.stage_order) == ["base", "stage1", "stage1b", "stage2", "stage10", "zeta"]
+    names = ['zeta', 'stage10', 'stage2', 'base', 'stage1b', 'stage1']
+    assert sorted(names, key=report.stage_order) == ['base', 'stage1', 'stage1b', 'stage2', 'stage10', 'zeta']
 
 
 def test_base_level_is_that_of_the_temperature_of_training():
-    rows = [dict(method="base", temperature=0.0), dict(method="stage2", temperature=1.0),
-            dict(method="base", temperature=0.9)]
-    assert plots.base_row(rows)["temperature"] == 0.9
+    rows = [dict(method='base', temperature=0.0), dict(method='stage2', temperature=1.0),
+            dict(method='base', temperature=0.9)]
+    assert plots.base_row(rows)['temperature'] == 0.9
     assert plots.base_row(rows[1:2]) == {}
 
 
@@ -243,149 +243,149 @@ def test_base_level_is_that_of_the_temperature_of_training():
 
 def shown_kinds(page: str) -> dict[str, int]:
     parts = re.split(r'<h3 class="kind">[^<]*<span>(.→.)</span>', page)
-    return {kind.replace("→", "->"): part.count("<article>") for kind, part in zip(parts[1::2], parts[2::2])}
+    return {kind.replace('→', '->'): part.count('<article>') for kind, part in zip(parts[1::2], parts[2::2])}
 
 
 def test_five_transcripts_of_each_kind_from_the_last_method_at_temperature_1(run):
     _, page = run
     assert shown_kinds(page) == dict.fromkeys(KINDS, 5)
-    assert page.count("stage2 · temperature 1<") == 20
-    shown = re.findall(r"stage2-1\.0-\d+", page)
+    assert page.count('stage2 · temperature 1<') == 20
+    shown = re.findall(r'stage2-1\.0-\d+', page)
     assert len(shown) == 20 and len(set(shown)) > 5  # drawn from the whole file, not its first five
 
 
 def test_transcript_shows_all_that_was_said_and_the_verdicts(run):
     _, page = run
-    article = page[page.index("<article>"):].split("</article>")[0]
-    said = re.sub(r"\s+", " ", body_text("<body>" + article))
-    for words in ("Make 17.", WRONG, "Look again.", "✗ wrong", "✓ correct", "read: (3 * 5) + 2", "9 tokens"):
+    article = page[page.index('<article>'):].split('</article>')[0]
+    said = re.sub(r'\s+', ' ', body_text('<body>' + article))
+    for words in ('Make 17.', WRONG, 'Look again.', '✗ wrong', '✓ correct', 'read: (3 * 5) + 2', '9 tokens'):
         assert words in said
-    assert "3 * 5 = <mark>15</mark> + 2 = <mark>17</mark>" in article
-    assert "against turn 1: 2 tokens new, 2 gone" in article
+    assert '3 * 5 = <mark>15</mark> + 2 = <mark>17</mark>' in article
+    assert 'against turn 1: 2 tokens new, 2 gone' in article
 
 
 def test_every_kind_that_exists_is_shown_and_places_are_filled():
-    samples = [sample("i->i")] * 40 + [sample("c->c")] * 2 + [sample("i->c", "base", 0.0)] * 9
-    chosen = [row["kind"] for row in report.choose(report.reservoir(samples))]
-    assert {kind: chosen.count(kind) for kind in chosen} == {"i->c": 1, "c->c": 2, "i->i": 17}
+    samples = [sample('i->i')] * 40 + [sample('c->c')] * 2 + [sample('i->c', 'base', 0.0)] * 9
+    chosen = [row['kind'] for row in report.choose(report.reservoir(samples))]
+    assert {kind: chosen.count(kind) for kind in chosen} == {'i->c': 1, 'c->c': 2, 'i->i': 17}
 
 
 def test_fewer_samples_than_places_are_all_shown():
-    samples = [sample("i->i", name=str(place)) for place in range(3)] + [sample("c->i", "base")] * 8
+    samples = [sample('i->i', name=str(place)) for place in range(3)] + [sample('c->i', 'base')] * 8
     assert len(report.choose(report.reservoir(samples))) == 11
 
 
 def test_reservoir_is_bounded_deterministic_and_draws_from_everywhere():
     def stream():
-        return (sample("i->c", name=str(place), place=place) for place in range(5000))
+        return (sample('i->c', name=str(place), place=place) for place in range(5000))
     kept = report.reservoir(stream())
     (samples,) = kept.values()
     assert kept == report.reservoir(stream()) and len(samples) == report.TRANSCRIPTS
-    assert max(row["place"] for row in samples) > 4000 and min(row["place"] for row in samples) < 1000
+    assert max(row['place'] for row in samples) > 4000 and min(row['place'] for row in samples) < 1000
 
 
 def test_samples_of_training_stand_in_and_are_the_latest(tmp_path):
-    for stage in ("stage1", "stage2"):
-        rows = [sample("i->c", step=step, stage=stage) for step in range(100)]
-        lines(tmp_path / stage / "samples.jsonl", [{k: v for k, v in row.items() if k not in ("method", "temperature")}
+    for stage in ('stage1', 'stage2'):
+        rows = [sample('i->c', step=step, stage=stage) for step in range(100)]
+        lines(tmp_path / stage / 'samples.jsonl', [{k: v for k, v in row.items() if k not in ('method', 'temperature')}
                                                    for row in rows])
     page = report.write(tmp_path).read_text()
-    assert [f"stage2 · training step {step}<" in page for step in (99, 80, 79)] == [True, True, False]
-    assert "stage1 · training" not in page
+    assert [f'stage2 · training step {step}<' in page for step in (99, 80, 79)] == [True, True, False]
+    assert 'stage1 · training' not in page
 
 
-@pytest.mark.parametrize("first, second, expected", [
-    ("a b c", "a b c", ("a b c", 0, 0)),
-    ("a b c", "a x y c", ("a <mark>x y</mark> c", 2, 1)),
-    ("a b", "  a x", ("  a <mark>x</mark>", 1, 1)),
-    ("a", "x\na", ("<mark>x</mark>\na", 1, 0)),
-    ("a b", "a ", ("a ", 0, 1)),
-    ("", "a < b", ("<mark>a &lt; b</mark>", 3, 0)),
-    ("a", "", ("", 0, 1)),
+@pytest.mark.parametrize('first, second, expected', [
+    ('a b c', 'a b c', ('a b c', 0, 0)),
+    ('a b c', 'a x y c', ('a <mark>x y</mark> c', 2, 1)),
+    ('a b', '  a x', ('  a <mark>x</mark>', 1, 1)),
+    ('a', 'x\na', ('<mark>x</mark>\na', 1, 0)),
+    ('a b', 'a ', ('a ', 0, 1)),
+    ('', 'a < b', ('<mark>a &lt; b</mark>', 3, 0)),
+    ('a', '', ('', 0, 1)),
 ])
 def test_marked_tokens(first, second, expected):
     assert report_html.marked(first, second) == expected
 
 
 def test_long_responses_keep_their_beginning_and_end(tmp_path):
-    long = sample("i->i")
-    long["turns"][0]["response"] = "BEGIN " + "word " * 200_000 + "END"
+    long = sample('i->i')
+    long['turns'][0]['response'] = 'BEGIN ' + 'word ' * 200_000 + 'END'
     page = page_of_samples(tmp_path, [long])
-    assert "BEGIN word" in page and "word END" in page and "characters left out" in page and len(page) < 100_000
+    assert 'BEGIN word' in page and 'word END' in page and 'characters left out' in page and len(page) < 100_000
 
 
 # --- hostile and damaged input
 
 
 def test_text_of_a_model_cannot_act(tmp_path):
-    bad = sample("i->c")
-    attack = "<script>alert(1)</script><img src=x onerror=y>\x1b[31mred\x07\x9b0m\u202eevil\ud800"
-    for turn in bad["turns"]:
-        turn |= dict(response=attack, read=attack, outcome=turn["outcome"])
-    bad["turns"][0]["outcome"] = attack
+    bad = sample('i->c')
+    attack = '<script>alert(1)</script><img src=x onerror=y>\x1b[31mred\x07\x9b0m\u202eevil\ud800'
+    for turn in bad['turns']:
+        turn |= dict(response=attack, read=attack, outcome=turn['outcome'])
+    bad['turns'][0]['outcome'] = attack
     bad |= dict(problem=attack, instruction=attack, method=attack)
-    (tmp_path / "results.json").write_text(json.dumps([result(attack, 1.0, t1=0.5, t2=0.5, delta=0.0)]))
+    (tmp_path / 'results.json').write_text(json.dumps([result(attack, 1.0, t1=0.5, t2=0.5, delta=0.0)]))
     page = page_of_samples(tmp_path, [bad])
     tags = Checker(page).tags
-    assert "script" not in tags and "img" in tags and "&lt;script&gt;alert(1)" in page
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", page)
-    assert "⟨U+001B⟩[31mred⟨U+0007⟩" in page and "⟨U+202E⟩" in page
+    assert 'script' not in tags and 'img' in tags and '&lt;script&gt;alert(1)' in page
+    assert not re.search('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]', page)
+    assert '⟨U+001B⟩[31mred⟨U+0007⟩' in page and '⟨U+202E⟩' in page
 
 
 def test_damaged_files_are_left_out_and_the_rest_is_shown(tmp_path):
     workdir = make_run(tmp_path)
-    (workdir / "results.json").write_text('[{"method": "ba')
-    (workdir / "base" / "config.json").write_bytes(b"\xff\xfe{")
-    with open(workdir / "stage1" / "metrics.jsonl", "ab") as file:
-        file.write(b'\xff\xfe\x00\n[1]\n"text"\n' + b"[" * 100_000 + b'\n{"step": 61, "t1": 1' + b"0" * 400 + b"}\n")
-    with open(workdir / "evaluation" / "samples.jsonl", "ab") as file:
+    (workdir / 'results.json').write_text('[{"method": "ba')
+    (workdir / 'base' / 'config.json').write_bytes(b'\xff\xfe{')
+    with open(workdir / 'stage1' / 'metrics.jsonl', 'ab') as file:
+        file.write(b'\xff\xfe\x00\n[1]\n"text"\n' + b'[' * 100_000 + b'\n{"step": 61, "t1": 1' + b'0' * 400 + b'}\n')
+    with open(workdir / 'evaluation' / 'samples.jsonl', 'ab') as file:
         file.write(b'{"turns": 3}\n{"turns": [1, 2]}\n{"turns": [{}]}\n{"turns": [{}, {}], "problem": "\xff"}\n{"tu')
     page = report.write(workdir).read_text()
-    assert "there is no readable results.json" in page and "<h3>Accuracy of both turns</h3>" in page
-    assert page.count("<details>") == 2
-    assert "No evaluation yet" in page
+    assert 'there is no readable results.json' in page and '<h3>Accuracy of both turns</h3>' in page
+    assert page.count('<details>') == 2
+    assert 'No evaluation yet' in page
 
 
 def test_read_jsonl_leaves_out_a_half_written_line(tmp_path):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / 'rows.jsonl'
     path.write_bytes(b'{"a": 1}\n\n{"a": "\xff"}\nnonsense\n{"a": 3')
-    assert jsonl.read_jsonl(path) == [{"a": 1}, {"a": "\ufffd"}]
-    assert jsonl.read_jsonl(tmp_path / "absent.jsonl") == []
+    assert jsonl.read_jsonl(path) == [{'a': 1}, {'a': '\ufffd'}]
+    assert jsonl.read_jsonl(tmp_path / 'absent.jsonl') == []
 
 
 def test_number_is_nan_for_what_is_no_number():
-    row = dict(good=2, null=None, text="1", true=True, infinite=float("inf"), huge=10**400)
-    assert jsonl.number(row, "good") == 2.0
-    assert all(np.isnan(jsonl.number(row, key)) for key in ("null", "text", "true", "infinite", "huge", "absent"))
+    row = dict(good=2, null=None, text='1', true=True, infinite=float('inf'), huge=10**400)
+    assert jsonl.number(row, 'good') == 2.0
+    assert all(np.isnan(jsonl.number(row, key)) for key in ('null', 'text', 'true', 'infinite', 'huge', 'absent'))
 
 
 def test_a_run_that_has_only_its_base(tmp_path):
-    lines(tmp_path / "base" / "metrics.jsonl", [dict(stage="base", step=1, loss=2.0)])
+    lines(tmp_path / 'base' / 'metrics.jsonl', [dict(stage='base', step=1, loss=2.0)])
     page = report.write(tmp_path).read_text()
-    assert "<h3>Supervised loss of the base</h3>" in page and "Accuracy of both turns" not in page
-    assert "No evaluation yet" in page and "No transcripts yet" in page and "No readable config.json" in page
+    assert '<h3>Supervised loss of the base</h3>' in page and 'Accuracy of both turns' not in page
+    assert 'No evaluation yet' in page and 'No transcripts yet' in page and 'No readable config.json' in page
 
 
 def test_a_run_that_has_only_results(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps([dict(method="base", t1=0.5), dict(method="$x_", t2=None), 3]))
+    (tmp_path / 'results.json').write_text(json.dumps([dict(method='base', t1=0.5), dict(method='$x_', t2=None), 3]))
     page = report.write(tmp_path).read_text()
-    assert ">50.0<" in page and "No curves yet" in page
+    assert '>50.0<' in page and 'No curves yet' in page
 
 
 def test_workdir_without_anything_is_a_user_error(tmp_path):
-    for stray in ("notes", "base"):
+    for stray in ('notes', 'base'):
         (tmp_path / stray).mkdir()
-    with pytest.raises(UserError, match="launch/main.py"):
+    with pytest.raises(UserError, match='launch/main.py'):
         report.write(tmp_path)
-    assert not (tmp_path / "report.html").exists() and not (tmp_path / "report").exists()
-    with pytest.raises(UserError, match="not a directory"):
-        report.write(tmp_path / "absent")
+    assert not (tmp_path / 'report.html').exists() and not (tmp_path / 'report').exists()
+    with pytest.raises(UserError, match='not a directory'):
+        report.write(tmp_path / 'absent')
 
 
 def test_workdir_that_cannot_be_written_to_is_a_user_error(tmp_path):
-    lines(tmp_path / "base" / "metrics.jsonl", [dict(step=1, loss=2.0)])
-    (tmp_path / "report").write_text("a file where the folder of the charts goes")
-    with pytest.raises(UserError, match="cannot write"):
+    lines(tmp_path / 'base' / 'metrics.jsonl', [dict(step=1, loss=2.0)])
+    (tmp_path / 'report').write_text('a file where the folder of the charts goes')
+    with pytest.raises(UserError, match='cannot write'):
         report.write(tmp_path)
 
 
@@ -393,10 +393,10 @@ def test_workdir_that_cannot_be_written_to_is_a_user_error(tmp_path):
 
 
 def test_command_prints_the_path_or_the_one_sentence(tmp_path):
-    command = [sys.executable, "launch/report.py"]
-    lines(tmp_path / "base" / "metrics.jsonl", [dict(step=1, loss=2.0)])
-    done = subprocess.run([*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, 'launch/report.py']
+    lines(tmp_path / 'base' / 'metrics.jsonl', [dict(step=1, loss=2.0)])
+    done = subprocess.run([*command, f'--workdir={tmp_path}'], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'report.html'}\n")
     failed = subprocess.run([*command, f"--workdir={tmp_path / 'absent'}"], cwd=ROOT, capture_output=True, text=True)
-    assert failed.returncode == 2 and failed.stdout == ""
-    assert "is not a directory" in failed.stderr and "Traceback" not in failed.stderr
+    assert failed.returncode == 2 and failed.stdout == ''
+    assert 'is not a directory' in failed.stderr and 'Traceback' not in failed.stderr
