@@ -11,18 +11,18 @@ PRESETS = {'smoke': {'steps': 60, 'batch': 64, 'save_every': 30, 'log_every': 20
 def get_config(preset: str = '') -> ConfigDict:
     config = common.training('base')
     config.kind = 'supervised'
-    config.steps = 1500
-    config.batch = 256  # dialogues a step
-    config.learning_rate = 3e-3
+    config.steps = 2000
+    config.batch = 128  # dialogues a step
+    config.learning_rate = 6e-3
     config.optimizer.schedule = 'cosine'
     config.optimizer.warmup_steps = 50
     config.log_every = 100
     config.save_every = 250
     # Second attempts mostly copy, change wrong answers a little more often than right ones, and lose on balance.
     config.habits = ConfigDict(dict(
-        solve=0.22,  # a first attempt is a solution; else it is a random chain
-        keep_right=0.6,  # the second attempt copies a right first one
-        keep_wrong=0.55,  # and a wrong first one
-        solve_again=0.15,  # a second attempt that is no copy is a solution
+        solve=0.5,  # a first attempt is a solution; else it is a random chain
+        keep_right=0.68,  # the second attempt copies a right first one
+        keep_wrong=0.5,  # and a wrong first one
+        solve_again=0.12,  # a second attempt that is no copy is a solution
     ))
     return common.preset(config, PRESETS, preset)

@@ -12,9 +12,9 @@ def shared() -> ConfigDict:
     config.task = ConfigDict(dict(
         name='countdown',
         numbers=3,  # numbers in a problem
-        largest=15,  # each is drawn from 1 to this
+        largest=20,  # each is drawn from 1 to this
         limit=99,  # no target and no step of a generated answer lies outside 0 to this
-        test_share=0.4,  # share of all problems that training never sees
+        test_share=0.35,  # share of all problems that training never sees
         instruction='check :',  # what stands between two attempts; it must not reveal the verdict
     ))
     config.model = ConfigDict(dict(
@@ -49,7 +49,7 @@ def training(stage: str) -> ConfigDict:
     config = shared()
     config.stage = stage  # the folder in the workdir
     config.optimizer = ConfigDict(dict(
-        schedule='constant',  # after the warm-up: 'constant', 'linear' or 'cosine', the latter two to 0
+        schedule='linear',  # after the warm-up: 'constant', 'linear' or 'cosine', the latter two to 0
         warmup_steps=10,  # steps in which the rate rises linearly
         adam_b1=0.9,
         adam_b2=0.99,
@@ -69,7 +69,7 @@ def reinforce(stage: str) -> ConfigDict:
     config.kind = 'reinforce'
     config.reference = 'base'  # the stage whose last parameters are the other side of the KL
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
-    config.batch = 32  # problems a step; rollouts a step are batch * group.first * group.second
+    config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second
     config.group = ConfigDict(dict(
         first=4,  # first attempts at each problem
         second=4,  # second attempts on each first attempt; 1 is the paper's estimator
@@ -86,7 +86,7 @@ def sampling() -> ConfigDict:
     return ConfigDict(dict(
         max_tokens=12,  # longest response, its end token included; one that does not end is truncated: reward 0
         max_length=64,  # longest row: prompt, responses and instructions together; the cache's size
-        chunk=12,  # tokens decoded before the cache grows; widths are multiples of it
+        chunk=10,  # tokens decoded before the cache grows; widths are multiples of it
     ))
 
 

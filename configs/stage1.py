@@ -11,7 +11,7 @@ def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage1')
     config.start_from = 'base'
     config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
-    config.steps = 300
-    config.learning_rate = 4e-4
-    config.objective = common.objective('stage1', beta1=0.01, beta2=0.1)
+    config.steps = 700
+    config.learning_rate = 1.5e-3
+    config.objective = common.objective('stage1', beta1=0.02, beta2=0.1)
     return common.preset(config, PRESETS, preset)
