@@ -50,8 +50,9 @@ def _figures(means: Mapping[str, float]) -> str:
 
 def results_table(rows: list[dict]) -> None:
     """The final table: a row for each method and temperature, percent with 95 % intervals."""
-    table = Table(title=f'{rows[0]["n"]} problems never seen in training; percent, 95 % intervals', title_justify='left')
-    table.add_column('temperature')
+    table = Table(title=f'{rows[0]["n"]} problems never seen in training; percent, 95 % intervals', title_justify='left',
+                  show_lines=True)
+    table.add_column('T')
     table.add_column('method')
     for _, title in _COLUMNS:
         table.add_column(title, justify='right')
@@ -60,8 +61,8 @@ def results_table(rows: list[dict]) -> None:
         for name, _ in _COLUMNS:
             sign = '+' if name == 'delta' else ''
             low, value, high = (100 * row[key] for key in (f'{name}_low', name, f'{name}_high'))
-            cells.append(f'{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]')
+            cells.append(f'{value:{sign}.1f}\n[{low:{sign}.1f}, {high:{sign}.1f}]')
         temperature = f'{row["temperature"]:g}' if row['temperature'] else 'greedy'
         table.add_row(temperature, row['method'], *cells)
     console = Console()
-    Console(width=None if console.is_terminal else 132).print(table)
+    Console(width=None if console.is_terminal else 120).print(table)
