@@ -76,8 +76,8 @@ def test_an_axis_that_its_mesh_axes_do_not_divide_is_whole():
     mesh = mesh_of(2, 2, 2)
     assert named_sharding(mesh, ('vocab', 'embed'), (8, 16)).spec == PartitionSpec('model', 'fsdp')
     assert named_sharding(mesh, ('vocab', 'embed'), (7, 16)).spec == PartitionSpec(None, 'fsdp')
-    assert named_sharding(mesh, ('batch', None), (6, 3)).spec == PartitionSpec(None, None)
-    assert named_sharding(mesh, ('batch', None), (8, 3)).spec == PartitionSpec(('data', 'fsdp'), None)
+    assert named_sharding(mesh, ('batch', None), (6, 3)).spec == PartitionSpec()
+    assert named_sharding(mesh, ('batch', None), (8, 3)).spec == PartitionSpec(('data', 'fsdp'))
 
 
 def test_the_mesh_takes_all_devices():

@@ -49,7 +49,7 @@ def test_a_dialogue_has_the_tokens_and_turns_of_a_rollout_that_samples_its_respo
 
     monkeypatch.setattr(rollout, 'turn_noise', noise)
     params = jax.tree.map(np.zeros_like, jax.jit(lambda: model.initialise(stage.model, jax.random.key(0)))())
-    sampling = sampler(SamplingConfig(max_tokens=12, max_length=64, temperature=1.0, chunk=16), task, 2)
+    sampling = sampler(SamplingConfig(max_tokens=12, max_length=64, chunk=16), task, 2, temperature=1.0)
     trajectory = rollout.sample(
         params, stage.model, sampling, stage.mesh, [prompt_tokens(task, problem) for problem, _ in dialogues],
         task.tokenizer.encode(task.instruction), forks=(1, 1), seed=0, step=0)

@@ -45,7 +45,7 @@ def test_special_tokens_are_those_of_the_model_and_have_no_text(name, special):
 
 
 @needs_data
-@pytest.mark.parametrize('name, size', zip(MODELS, (290, 1000)))
+@pytest.mark.parametrize('name, size', list(zip(MODELS, (290, 1000))))
 def test_every_token_is_below_the_vocabulary_size(name, size):
     tokenizer = SentencePiece((DATA / 'tokenizers' / name).read_bytes())
     assert tokenizer.vocab_size == size
