@@ -21,7 +21,7 @@ def get_config(preset: str = '') -> ConfigDict:
     # Second attempts mostly copy, change wrong answers a little more often than right ones, and lose on balance.
     config.habits = ConfigDict(dict(
         solve=0.5,  # a first attempt is a solution; else it is a random chain
-        keep_right=0.65,  # the second attempt copies a right first one
+        keep_right=0.68,  # the second attempt copies a right first one
         keep_wrong=0.5,  # and a wrong first one
         solve_again=0.12,  # a second attempt that is no copy is a solution
     ))

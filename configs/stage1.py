@@ -13,5 +13,5 @@ def get_config(preset: str = '') -> ConfigDict:
     config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
     config.steps = 700
     config.learning_rate = 1.5e-3
-    config.objective = common.objective('stage1', beta1=0.05, beta2=0.1)
+    config.objective = common.objective('stage1', beta1=0.02, beta2=0.1)
     return common.preset(config, PRESETS, preset)
