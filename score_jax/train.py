@@ -7,6 +7,7 @@ again ends with the same parameters to the bit.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import time
 import zlib
@@ -60,7 +61,7 @@ def model_config(section: dict, task: tasks.Task) -> model.ModelConfig:
     return read(model.ModelConfig, section, 'config.model', vocab_size=task.tokenizer.vocab_size)
 
 
-class Stage:
+class Stage(abc.ABC):
     """One training stage; a subclass says what it starts from and what a step is."""
 
     def __init__(self, config: TrainConfig, section, workdir: Path):
@@ -78,13 +79,13 @@ class Stage:
         self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk)
         self.directory.check()
 
+    @abc.abstractmethod
     def start(self) -> dict:
         """The parameters of step 0, float32, on the mesh."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], list[dict]]:
         """Step number `step` (0 for the first): the next state, metrics, lines for samples.jsonl."""
-        raise NotImplementedError
 
     def run(self) -> None:
         """Goes on from the last checkpoint, or starts, and runs to the end."""
