@@ -1,0 +1,42 @@
+"""Shows runs in the browser while they are trained and after: `python launch/watch.py --workdir=runs`.
+
+Serves this machine alone. From another: `ssh -L 8321:127.0.0.1:8321 MACHINE`, then open http://127.0.0.1:8321/ here.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags
+
+from score_jax.errors import UserError
+from score_jax.watch.runs import Watcher
+from score_jax.watch.server import Server
+
+WORKDIR = flags.DEFINE_multi_string(
+    'workdir', ['runs'], 'A directory that launch/main.py writes, or a folder that holds some; may be given again.')
+PORT = flags.DEFINE_integer('port', 8321, 'Port on 127.0.0.1; 0 takes any free one.', lower_bound=0, upper_bound=65535)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'not a flag: {" ".join(argv[1:])}')
+    try:
+        watcher = Watcher([Path(workdir) for workdir in WORKDIR.value])
+        server = Server(watcher, PORT.value)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    runs = f'{len(watcher.runs)} run' + 's' * (len(watcher.runs) != 1) if watcher.runs else 'no run yet'
+    print(f'{server.url}  ({runs}; Ctrl-C ends it)', flush=True)
+    threading.Thread(target=watcher.follow, daemon=True).start()
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,210 @@
+"""The workdirs that are watched, and the thread that follows them."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import os
+import threading
+import time
+from pathlib import Path
+
+from score_jax import plots, report, report_html
+from score_jax.errors import UserError
+from score_jax.jsonl import number, plain
+from score_jax.watch.curves import MetricsFile
+from score_jax.watch.samples import Labels, SampleFile
+
+DEPTH = 3  # folders below a named one in which workdirs are looked for
+FOLDERS_MAX = 20_000  # that are looked into
+JSON_MAX = 4 << 20  # bytes of a results.json or config.json that is read
+LOOK_EVERY = 3.0  # seconds between two searches for new runs and stages
+POLL_EVERY = 0.7  # seconds between two looks at all files when nothing is left to read
+TURN = 0.3  # seconds that samples are read before the metrics are looked at again
+
+
+class Run:
+    """One workdir and its stages, in the order they are trained, `evaluation` last."""
+
+    def __init__(self, name: str, path: Path):
+        self.name, self.path = name, path
+        self.folders: dict[str, Path] = {}
+        self.metrics: dict[str, MetricsFile] = {}
+        self.samples: dict[str, SampleFile] = {}
+
+    def look(self, labels: Labels) -> None:
+        """Takes up stages that are new and drops those that are gone."""
+        try:
+            folders = report.find_stages(self.path)
+            if (self.path / 'evaluation').is_dir():
+                folders.append('evaluation')
+        except OSError:
+            folders = []
+        stages = {plain(folder): self.path / folder for folder in folders}
+        if self.folders != stages:
+            self.metrics = {stage: self.metrics.get(stage) or MetricsFile(folder / 'metrics.jsonl')
+                            for stage, folder in stages.items()}
+            self.samples = {stage: self.samples.get(stage) or SampleFile(folder / 'samples.jsonl', stage, labels)
+                            for stage, folder in stages.items()}
+            self.folders = stages
+
+    def files(self) -> list[tuple[str, str, SampleFile]]:
+        """(run, stage, file) for every stage, the last one first."""
+        return [(self.name, stage, file) for stage, file in reversed(self.samples.items())]
+
+    def summary(self) -> dict:
+        """As a row in the list of runs."""
+        stages = []
+        for stage, metrics in self.metrics.items():
+            written = max(metrics.tail.changed, self.samples[stage].tail.changed)
+            stages.append({'name': stage, 'written': written or None, 'version': metrics.version,
+                           'samples': len(self.samples[stage].index)} | metrics.summary)
+        return {'name': self.name, 'path': plain(self.path), 'stages': stages,
+                'unreadable': sum(file.unreadable + file.tail.too_long for file in self.samples.values())}
+
+    def details(self) -> dict:
+        """Results and configs, read anew."""
+        configs = {stage: flat(config) for stage, folder in self.folders.items()
+                   if (config := _read(folder / 'config.json')) is not None}
+        results = self.path / 'results.json'
+        rows = report.read_results(results) if _readable(results) else []
+        return {'name': self.name, 'results': [result(row, rows) for row in rows], 'configs': configs}
+
+
+class Watcher:
+    """Every run below the named directories; `follow` keeps it up to date until `close`."""
+
+    def __init__(self, workdirs: list[Path]):
+        """Looks for runs once.
+
+        Raises:
+          UserError: one of `workdirs` is no directory.
+        """
+        for workdir in workdirs:
+            if not workdir.is_dir():
+                raise UserError(f'workdir: {str(workdir)!r} is not a directory; name one that launch/main.py wrote, or a '
+                                'folder that holds some.')
+        self.labels = Labels()
+        self.runs: dict[str, Run] = {}
+        self._workdirs = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
+        self._closed = threading.Event()
+        self._looked = 0.0
+        self._queue: collections.deque[SampleFile] = collections.deque()
+        self.look()
+
+    def look(self) -> None:
+        """Finds the runs and stages that are there now."""
+        found = {}
+        for workdir in self._workdirs:
+            for path in find_runs(workdir):
+                name = str(path.relative_to(workdir)) if path != workdir else workdir.name
+                if len(self._workdirs) > 1 and path != workdir:
+                    name = f'{workdir.name}/{name}'
+                name, place = plain(name), 1
+                while name in found and found[name] != path:
+                    place += 1
+                    name = f'{plain(path.name)} ({place})'
+                if path not in found.values():
+                    found[name] = path
+        self.runs = {name: run if (run := self.runs.get(name)) and run.path == path else Run(name, path)
+                     for name, path in found.items()}
+        for run in self.runs.values():
+            run.look(self.labels)
+        files = [file for run in self.runs.values() for file in run.samples.values()]
+        if set(map(id, files)) != set(map(id, self._queue)):
+            self._queue = collections.deque(files)
+        self._looked = time.monotonic()
+
+    def follow(self) -> None:
+        """Reads what is appended until `close`; meant for a thread of its own."""
+        while not self._closed.is_set():
+            if time.monotonic() - self._looked > LOOK_EVERY:
+                self.look()
+            if not self.advance():
+                self._closed.wait(POLL_EVERY)
+
+    def advance(self) -> bool:
+        """Reads some of what is new, of every file a little; False if nothing was."""
+        busy = False
+        for run in self.runs.values():
+            for metrics in run.metrics.values():
+                while metrics.advance():
+                    busy = True
+        until = time.monotonic() + TURN
+        idle = 0
+        while idle < len(self._queue) and time.monotonic() < until and not self._closed.is_set():
+            if self._queue[0].advance():
+                busy, idle = True, 0
+            else:
+                idle += 1
+            self._queue.rotate(-1)
+        return busy
+
+    def progress(self) -> dict:
+        """Bytes of samples in the index, and on disk."""
+        files = [file.tail for run in self.runs.values() for file in run.samples.values()]
+        return {'read': sum(tail.end for tail in files), 'size': sum(max(_size(tail.path), tail.end) for tail in files)}
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def find_runs(top: Path) -> list[Path]:
+    """Workdirs in `top`, itself among them, no deeper than `DEPTH`; by name."""
+    found, queue, seen = [], collections.deque([(top, 0)]), 0
+    while queue and seen < FOLDERS_MAX:
+        path, depth = queue.popleft()
+        seen += 1
+        try:
+            if (path / 'results.json').is_file() or report.find_stages(path):
+                found.append(path)
+            elif depth < DEPTH:
+                with os.scandir(path) as entries:
+                    queue.extend((Path(entry.path), depth + 1) for entry in entries
+                                 if not entry.name.startswith('.') and entry.is_dir())
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def result(row: dict, rows: list[dict]) -> dict:
+    """The numbers of a row of results.json, and what it is called beside the others."""
+    keys = [f'{key}{end}' for key, _, _ in report_html.COLUMNS for end in ('', '_low', '_high')]
+    numbers = {key: number(row, key) for key in ('n', 'temperature', *keys)}
+    return {'method': plain(row['method']), 'label': plots.row_label(row, [other for other in rows if number(other, 'temperature') == number(row, 'temperature')]),
+            'decoding': plots.temperature_label(row)
+            } | {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+
+
+def flat(config: object, prefix: str = '') -> dict[str, str]:
+    """{'a.b': value as JSON} of a nested config."""
+    if not isinstance(config, dict) or not config:
+        return {plain(prefix[:200] or 'value'): plain(json.dumps(config, ensure_ascii=False))[:2000]}
+    out = {}
+    for key, value in config.items():
+        out |= flat(value, f'{prefix}.{key}' if prefix else str(key)) if prefix.count('.') < 8 else {}
+    return out
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _readable(path: Path) -> bool:
+    """A file, and no larger than `JSON_MAX`."""
+    try:
+        return path.is_file() and path.stat().st_size <= JSON_MAX
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> object:
+    """What a JSON file holds, or None."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8', errors='replace')) if _readable(path) else None
+    except (OSError, ValueError, RecursionError):
+        return None
