@@ -4,6 +4,8 @@ import sys
 
 from ml_collections import ConfigDict
 
+from configs import tasks
+
 
 def shared() -> ConfigDict:
     """The keys that must agree between the stages of one workdir."""
@@ -17,6 +19,7 @@ def shared() -> ConfigDict:
         test_share=0.35,  # share of all problems that training never sees
         instruction='check :',  # what stands between two attempts; it must not reveal the verdict
     ))
+    config.tokenizer = ''  # file of a SentencePiece model; '' is the task's own: words of Countdown, else bytes
     config.model = ConfigDict(dict(
         width=64,
         layers=3,
@@ -35,7 +38,7 @@ def shared() -> ConfigDict:
 
 def refer(config: ConfigDict, source: ConfigDict) -> ConfigDict:
     """Lets the shared keys of `config` follow those of `source`, also when they are overridden."""
-    for key in ('seed', 'task', 'model', 'mesh'):
+    for key in ('seed', 'task', 'tokenizer', 'model', 'mesh'):
         if isinstance(source[key], ConfigDict):
             for name in source[key]:
                 config[key][name] = source[key].get_ref(name)
@@ -67,7 +70,7 @@ def reinforce(stage: str) -> ConfigDict:
     """The keys of every stage of reinforcement learning."""
     config = training(stage)
     config.kind = 'reinforce'
-    config.reference = 'base'  # the stage whose last parameters are the other side of the KL
+    config.reference = 'base'  # the stage whose last parameters are the other side of the KL, or 'random'
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
     config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second
     config.group = ConfigDict(dict(
@@ -108,6 +111,7 @@ REINFORCE_PRESETS = {
     'paper': {'group.first': 16, 'group.second': 1, 'objective.kl_estimator': 'sampled'},
     # A look at the whole path in seconds, not a result.
     'smoke': {'steps': 20, 'batch': 8, 'save_every': 10, 'log_every': 5},
+    **tasks.REINFORCE_PRESETS,
 }
 
 
@@ -116,5 +120,8 @@ def preset(config: ConfigDict, presets: dict[str, dict], name: str) -> ConfigDic
     if name and name not in presets:
         print(f'{name!r} is not a preset of this config; it has {", ".join(presets)}.', file=sys.stderr)
         sys.exit(2)
-    config.update_from_flattened_dict(presets.get(name, {}))
+    values = dict(presets.get(name, {}))
+    if 'task' in values:  # a section with keys of its own
+        config.task = ConfigDict(values.pop('task'))
+    config.update_from_flattened_dict(values)
     return config

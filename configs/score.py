@@ -2,18 +2,20 @@
 
 from ml_collections import ConfigDict
 
-from configs import base, common, evaluate, stage1, stage2
+from configs import base, common, evaluate, stage1, stage2, tasks
 
 STAGES = {'base': base, 'stage1': stage1, 'stage2': stage2, 'evaluate': evaluate}
-PRESETS = {name: {} for stage in STAGES.values() for name in stage.PRESETS}
+PRESETS = {name: {} for stage in STAGES.values() for name in stage.PRESETS} | tasks.SHARED_PRESETS
 
 
 def get_config(preset: str = '') -> ConfigDict:
     """A preset is that of every stage which has it: `configs/score.py:smoke` shows the whole path in a minute or two."""
     config = common.preset(common.shared(), PRESETS, preset)
     config.kind = 'pipeline'
-    config.order = tuple(STAGES)  # sections below, in the order in which they run
-    for name, stage in STAGES.items():
+    # Sections below, in the order in which they run. A tiny model of a task in words has no base.
+    config.order = tuple(name for name in STAGES if name != 'base' or preset not in tasks.SHARED_PRESETS)
+    for name in config.order:
+        stage = STAGES[name]
         config[name] = common.refer(stage.get_config(preset if preset in stage.PRESETS else ''), config)
     config.stage1.before = ConfigDict()  # the base is a stage of its own here
     return config

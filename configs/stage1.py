@@ -2,15 +2,18 @@
 
 from ml_collections import ConfigDict
 
-from configs import base, common
+from configs import base, common, tasks
 
 PRESETS = common.REINFORCE_PRESETS
 
 
 def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage1')
-    config.start_from = 'base'
-    config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
+    config.start_from = 'base'  # a stage; 'random' starts from random parameters, which know nothing
+    if preset in tasks.REINFORCE_PRESETS:
+        config.start_from = 'random'
+    else:
+        config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
     config.steps = 700
     config.learning_rate = 1.5e-3
     config.objective = common.objective('stage1', beta1=0.02, beta2=0.1)

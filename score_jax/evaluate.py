@@ -6,6 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+
 from score_jax import checkpoint, grading, metrics, model, progress, report, rollout, settings, sharding, tasks
 from score_jax.errors import UserError
 from score_jax.reinforce import SamplingConfig, sampler, stage_checkpoints
@@ -25,11 +27,14 @@ class EvaluateConfig:
     seed: int
     methods: tuple[str, ...]
     temperatures: tuple[float, ...]
+    split: str
     problems: int
+    samples_per_problem: int
     batch: int
     samples: int
     rollout: SamplingConfig
     task: dict
+    tokenizer: str
     model: dict
     mesh: MeshConfig
 
@@ -41,10 +46,10 @@ class Evaluation:
         self.config = settings.read(EvaluateConfig, section)
         self.workdir = workdir
         self.directory = StageDirectory(workdir, self.config.stage, section)
-        self.task = tasks.make(self.config.task)
+        self.task = tasks.make(self.config.task, self.config.tokenizer)
         self.model = model_config(self.config.model, self.task)
         self.mesh = sharding.make_mesh(self.config.mesh)
-        for key in ('problems', 'batch'):
+        for key in ('problems', 'batch', 'samples_per_problem'):
             if getattr(self.config, key) < 1:
                 raise UserError(f'config.{key} is {getattr(self.config, key)}; it must be at least 1.')
         sharding.check_divisible('config.batch', self.config.batch, self.mesh)
@@ -55,10 +60,9 @@ class Evaluation:
                 raise UserError(f'config.{key} is empty; it must name at least one.')
         if min(self.config.temperatures) < 0:
             raise UserError(f'config.temperatures is {self.config.temperatures}; each must be 0 (greedy) or positive.')
-        self.problems = self.task.distinct_problems('test', self.config.problems, seed=self.config.seed)
-        example = tasks.prompt_tokens(self.task, self.problems[0])
+        self.problems = self.task.distinct_problems(self.config.split, self.config.problems, seed=self.config.seed)
         self._sampler(1.0).check_length(
-            len(example), len(self.task.tokenizer.encode(self.task.instruction)))
+            self.task.longest_prompt(self.config.split), len(self.task.tokenizer.encode(self.task.instruction)))
         self.directory.check()
 
     def _sampler(self, temperature: float) -> rollout.RolloutConfig:
@@ -98,16 +102,18 @@ class Evaluation:
                 progress.say(f'{self.config.stage}: {method} at temperature {temperature:g} is measured already')
                 return saved['row'], saved['samples']
         params = checkpoints.restore_params(model.abstract(self.model, self.mesh))
+        each = self.config.samples_per_problem if temperature else 1  # greedy samples are all the same
         attempts = measure(
             params, self.model, self._sampler(temperature), self.mesh, self.task, self.problems, batch=self.config.batch,
-            seed=stage_seed(self.config.seed, self.config.stage))
-        correct, changed = grading.rewards(attempts), grading.changed(attempts)
-        row = {
-            'method': method, 'seed': self.config.seed, 'temperature': temperature, 'n': len(self.problems),
-            **metrics.with_intervals(correct, changed)}
+            each=each, seed=stage_seed(self.config.seed, self.config.stage))
+        row = {'method': method, 'seed': self.config.seed, 'temperature': temperature}
+        row |= figures(self.task, self.problems, attempts)
+        if each > 1:
+            row['samples_per_problem'] = each
         samples = [
             {'method': method, 'temperature': temperature} | grading.sample_line(self.task, problem, attempts_of_row)
-            for problem, *attempts_of_row in list(zip(self.problems, *attempts))[:self.config.samples]]
+            for problem, *attempts_of_row in list(zip(self.problems, *(turn[::each] for turn in attempts)))
+            [:self.config.samples]]
         write_json(cache, {'source': source, 'row': row, 'samples': samples})
         progress.say(
             f'{self.config.stage}: {method} at temperature {temperature:g}: t1 {100 * row["t1"]:.1f}  '
@@ -115,11 +121,38 @@ class Evaluation:
         return row, samples
 
 
+def figures(task: tasks.Task, problems: list, attempts: list[list[grading.Attempt]]) -> dict:
+    """What a row of results.json says of rollouts, as many of each problem: the figures with their intervals.
+
+    Rollouts whose grader failed are left out, and counted as `dropped`. Where the task tells problems apart, `by` has
+    the same figures for each group, such as `by['level']['3']`.
+    """
+    correct, changed = grading.rewards(attempts), grading.changed(attempts)
+    problem = np.repeat(np.arange(len(problems)), len(correct) // len(problems))
+    valid = np.isfinite(correct).all(axis=1)
+    if not valid.any():
+        raise UserError('every one of the gradings failed in the grader itself; the samples cannot be measured here.')
+
+    def of(rows: np.ndarray) -> dict:
+        row = {'n': len(np.unique(problem[rows]))}
+        return row | metrics.with_intervals(correct[rows], changed[rows], problem[rows])
+
+    row = of(valid)
+    if not valid.all():
+        row['dropped'] = int((~valid).sum())
+    groups = [task.groups(one) for one in problems]
+    by: dict[str, dict] = {}
+    for kind in groups[0]:
+        names = np.array([group.get(kind, '') for group in groups])[problem]
+        by[kind] = {str(name): of(valid & (names == name)) for name in np.unique(names[valid])}
+    return row | ({'by': by} if by else {})
+
+
 def measure(
     params, config: model.ModelConfig, sampling: rollout.RolloutConfig, mesh, task: tasks.Task, problems: list, *,
-    batch: int, seed: int,
+    batch: int, seed: int, each: int = 1,
 ) -> list[list[grading.Attempt]]:
-    """Attempts by turn, one rollout for each problem, `batch` problems at a time."""
+    """Attempts by turn, `each` rollouts for each problem side by side, `batch` problems at a time."""
     turns: list[list[grading.Attempt]] = [[] for _ in range(sampling.turns)]
     instruction = task.tokenizer.encode(task.instruction)
     for step, start in enumerate(range(0, len(problems), batch)):
@@ -128,7 +161,7 @@ def measure(
         grader = grading.Grader(task, padded)
         rollout.sample(
             params, config, sampling, mesh, [tasks.prompt_tokens(task, problem) for problem in padded], instruction,
-            forks=(1,) * sampling.turns, seed=seed, step=step, on_turn=grader.on_turn)
+            forks=(each,) + (1,) * (sampling.turns - 1), seed=seed, step=step, on_turn=grader.on_turn)
         for turn, attempts in zip(turns, grader.attempts()):
-            turn += attempts[:len(part)]
+            turn += attempts[:len(part) * each]
     return turns

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,6 +13,9 @@ import numpy as np
 from score_jax.rewards import Outcome, Verdict
 from score_jax.tasks import Task
 from score_jax.trajectory import Trajectory
+
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # upper edges of the histogram of grading times
+_SHOWN = 500  # characters of a slow response in metrics.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +42,14 @@ class Attempt:
 def _grade(task: Task, problems: Sequence, turn: int, trajectory: Trajectory) -> list[Attempt]:
     """Attempts of one turn, one for each row; rows of the same problem stand side by side."""
     rows_each = len(trajectory.tokens) // len(problems)
-    attempts = []
-    for row, (tokens, turns) in enumerate(zip(trajectory.tokens, trajectory.turn)):
-        response = tokens[turns == turn].tolist()
-        text = task.tokenizer.decode(response)
-        if trajectory.truncated[row, turn - 1]:
-            verdict = Verdict(Outcome.TRUNCATED)
-        else:
-            verdict = task.verify(problems[row // rows_each], text)
-        attempts.append(Attempt(text, len(response), verdict))
-    return attempts
+    responses = [tokens[turns == turn].tolist() for tokens, turns in zip(trajectory.tokens, trajectory.turn)]
+    texts = [task.tokenizer.decode(response) for response in responses]
+    whole = np.flatnonzero(~trajectory.truncated[:, turn - 1])
+    verdicts = [Verdict(Outcome.TRUNCATED)] * len(texts)
+    graded = task.verify([problems[row // rows_each] for row in whole], [texts[row] for row in whole])
+    for row, verdict in zip(whole, graded, strict=True):
+        verdicts[row] = verdict
+    return [Attempt(text, len(response), verdict) for text, response, verdict in zip(texts, responses, verdicts)]
 
 
 class Grader:
@@ -73,7 +76,7 @@ class Grader:
 
 
 def rewards(attempts: list[list[Attempt]]) -> np.ndarray:
-    """`[B, N]` float32: 1 where the turn's answer is right."""
+    """`[B, N]` float32: 1 where the turn's answer is right, NaN where its grader failed."""
     return np.array([[a.verdict.reward for a in turn] for turn in attempts], np.float32).T
 
 
@@ -85,5 +88,34 @@ def changed(attempts: list[list[Attempt]]) -> np.ndarray:
 def sample_line(task: Task, problem, row: Sequence[Attempt]) -> dict:
     """One row of a rollout as it stands in samples.jsonl."""
     return {
-        'problem': task.prompt(problem), 'instruction': task.instruction,
+        **task.groups(problem), 'problem': task.prompt(problem), 'instruction': task.instruction,
         'turns': [attempt.line() for attempt in row]}
+
+
+def summary(attempts: list[list[Attempt]]) -> dict:
+    """What metrics.jsonl says of the grading of a batch; forked rows count their earlier attempts once.
+
+    `outcomes`: by turn, how many responses had which. `no_answer_turnN`: the share in which the verifier found none.
+    Where the graders keep time, `grading_seconds`: by turn, how many took up to which of `SECONDS`; and `slowest`: the
+    ten that took longest.
+    """
+    turns = [list({id(attempt): attempt for attempt in turn}.values()) for turn in attempts]
+    outcomes = [collections.Counter(attempt.verdict.outcome for attempt in turn) for turn in turns]
+    names = [f'turn{t + 1}' for t in range(len(turns))]
+    line: dict = {'outcomes': {
+        name: {str(outcome): count for outcome, count in sorted(counts.items())} for name, counts in zip(names, outcomes)}}
+    for name, turn, counts in zip(names, turns, outcomes):
+        line[f'no_answer_{name}'] = counts[Outcome.NO_ANSWER] / len(turn)
+    timed = [(a.verdict.seconds, name, a) for name, turn in zip(names, turns) for a in turn if a.verdict.seconds is not None]
+    if timed:
+        line['grading_seconds'] = {name: _histogram([s for s, of, _ in timed if of == name]) for name in names}
+        slowest = sorted(timed, key=lambda entry: -entry[0])[:10]
+        line['slowest'] = [
+            {'seconds': round(seconds, 4), 'turn': name, 'outcome': str(attempt.verdict.outcome),
+             'response': attempt.text[:_SHOWN]} for seconds, name, attempt in slowest]
+    return line
+
+
+def _histogram(seconds: list[float]) -> dict[str, int]:
+    counts = np.histogram(seconds, (0.0, *SECONDS, math.inf))[0]
+    return {f'{limit:g}': int(count) for limit, count in zip((*SECONDS, math.inf), counts)}

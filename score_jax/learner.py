@@ -167,6 +167,8 @@ def policy_loss(
 ):
     """REINFORCE with a KL term, the mean over rows of sums over tokens.
 
+    A row with a NaN in `correct` is left out of it all: of the means, the baselines and every turn's gradient.
+
     Its gradient is that of `-E[sum_t return_t - kl[t] * KL_t]`, KL_t over the tokens of turn t alone:
 
     - 'sampled': `-kl[t] * (log pi - log ref)` of the response, detached, is part of the return of its turn.
@@ -175,12 +177,18 @@ def policy_loss(
       Without the second part the gradient would take the visited contexts as given.
 
     Args:
-      correct: `[B, N]`, 1 where the verifier found the turn's answer right.
+      correct: `[B, N]`, 1 where the verifier found the turn's answer right, NaN where it failed.
       forks: `(K1, K2)`, as in `rollout.sample`.
 
     Returns:
-      the loss, and metrics by name (each a mean over rows).
+      the loss, and metrics by name (each a mean over rows; `dropped` counts the rows left out).
     """
+    valid = jnp.isfinite(correct).all(axis=1)
+    correct = jnp.where(valid[:, None], correct, 0.0)
+
+    def mean(values):
+        return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
     masks = [trajectory.mask(t + 1) for t in range(objective.turns)]
     weights = sum(w * mask for w, mask in zip(objective.kl, masks))  # [B, T]
     rewards = objectives.turn_rewards(objective, correct)
@@ -190,20 +198,21 @@ def policy_loss(
         penalty = jnp.asarray(objective.kl) * jnp.stack([jnp.sum(mask * ratios, axis=1) for mask in masks], axis=1)
     else:
         later = jax.lax.stop_gradient(_later_in_turn(stats.kl, masks))
-        kl_loss = jnp.mean(jnp.sum(weights * (stats.kl + later * stats.log_probs), axis=1))
-    advantages = objectives.advantages(objective, rewards, forks, penalty)  # [B, N]
+        kl_loss = mean(jnp.sum(weights * (stats.kl + later * stats.log_probs), axis=1))
+    advantages = objectives.advantages(objective, rewards, forks, penalty, valid)  # [B, N]
     scores = jnp.stack([jnp.sum(mask * stats.log_probs, axis=1) for mask in masks], axis=1)
-    reinforce = -jnp.mean(jnp.sum(jax.lax.stop_gradient(advantages) * scores, axis=1))
+    reinforce = -mean(jnp.sum(jax.lax.stop_gradient(advantages) * scores, axis=1))
     sampled = trajectory.turn > 0
     metrics = {
         'loss': reinforce + kl_loss,
-        'reward': jnp.mean(jnp.sum(rewards, axis=1)),
+        'reward': mean(jnp.sum(rewards, axis=1)),
+        'dropped': jnp.sum(~valid),
         'log_prob_gap': jnp.max(jnp.where(sampled, jnp.abs(stats.log_probs - trajectory.log_probs), 0.0)),
     }
     for t, mask in enumerate(masks):
         tokens = jnp.maximum(jnp.sum(mask), 1)
         metrics |= {
-            f'kl_turn{t + 1}': jnp.mean(jnp.sum(mask * stats.kl, axis=1)),
+            f'kl_turn{t + 1}': mean(jnp.sum(mask * stats.kl, axis=1)),
             f'entropy_turn{t + 1}': jnp.sum(mask * stats.entropy) / tokens,
             f'length_turn{t + 1}': jnp.mean(jnp.sum(mask, axis=1)),
             f'truncated_turn{t + 1}': jnp.mean(trajectory.truncated[:, t].astype(jnp.float32)),
@@ -211,13 +220,16 @@ def policy_loss(
     return reinforce + kl_loss, metrics
 
 
-def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics):
+def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics, has_rows=True):
+    """One update; it is skipped, and counted, where there is nothing to learn from or the gradient is not finite."""
     updates, opt_state = optimizer.build().update(grads, state.opt_state, state.params)
+    norm = optax.tree.norm(grads)
+    learn = has_rows & jnp.isfinite(norm)
     metrics = metrics | {
-        'grad_norm': optax.tree.norm(grads), 'learning_rate': optimizer.learning_rate_at(state.step)}
-    state = TrainState(
+        'grad_norm': norm, 'learning_rate': optimizer.learning_rate_at(state.step), 'skipped': ~learn}
+    updated = TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-    return state, metrics
+    return jax.tree.map(lambda new, old: jnp.where(learn, new, old), updated, state), metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +267,8 @@ class Learner:
             return policy_loss(stats, trajectory, correct, objective, forks)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-        return self._sharded(*_apply(state, self.optimizer, grads, metrics))
+        has_rows = metrics['dropped'] < len(correct)
+        return self._sharded(*_apply(state, self.optimizer, grads, metrics, has_rows))
 
     @functools.partial(jax.jit, static_argnames=('self',), donate_argnames=('state',))
     def imitate(self, state: TrainState, tokens, turn):

@@ -152,7 +152,7 @@ def returns(rewards, gamma: float):
     return jnp.stack(columns[::-1], axis=1)
 
 
-def advantages(objective: Objective, rewards, forks: tuple[int, ...], penalty=0.0):
+def advantages(objective: Objective, rewards, forks: tuple[int, ...], penalty=0.0, valid=None):
     """Returns less their baselines, `[B, N]`, one action a turn, no division by a standard deviation.
 
     `penalty [B, N]` is taken from the return of its own turn alone, whatever gamma is.
@@ -161,18 +161,25 @@ def advantages(objective: Objective, rewards, forks: tuple[int, ...], penalty=0.
     Leave-one-out (RLOO, Ahmadian et al. 2024) compares it with its siblings: the other responses to the same
     context where the turn was forked, else the other responses of that turn to the same problem.
     In-group baselines remove `-alpha * r1` from turn 2 exactly, since siblings share their first attempt.
+
+    Rows that are not `valid [B]` count as never sampled: their advantages are 0, and no mean and no baseline has them
+    in it. A response with no valid sibling left has nothing to be compared with, and the advantage 0.
     """
+    weight = (jnp.ones(len(rewards)) if valid is None else valid.astype(rewards.dtype)).reshape(-1, *forks)
     columns = []
     for t, value in enumerate((returns(rewards, objective.gamma) - penalty).T):
         tree = value.reshape(-1, *forks)
         later = tuple(range(t + 2, len(forks) + 1))
-        nodes = tree.mean(later, keepdims=True) if later else tree
+        rows = weight.sum(later, keepdims=True)  # that were forked from each response
+        nodes = (weight * tree).sum(later, keepdims=True) / jnp.maximum(rows, 1)
+        counted = (rows > 0).astype(tree.dtype)
         if objective.baseline == 'leave_one_out':
             siblings = (t + 1,) if forks[t] > 1 else tuple(range(1, t + 2))
             count = math.prod(nodes.shape[axis] for axis in siblings)
             if count < 2:
                 raise UserError(f'the leave-one-out baseline of turn {t + 1} needs 2 responses or more; forks is {forks}.')
-            total = nodes.sum(siblings, keepdims=True)
-            nodes = nodes - (total - nodes) / (count - 1)
-        columns.append(jnp.broadcast_to(nodes, tree.shape).reshape(-1))
+            others = counted.sum(siblings, keepdims=True) - counted
+            baseline = ((counted * nodes).sum(siblings, keepdims=True) - counted * nodes) / jnp.maximum(others, 1)
+            nodes = jnp.where(others > 0, nodes - baseline, 0)
+        columns.append((weight * nodes).reshape(-1))
     return jnp.stack(columns, axis=1)

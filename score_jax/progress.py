@@ -28,6 +28,8 @@ class StepLines:
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of step `step` (1 for the first)."""
         for name, value in metrics.items():
+            if not isinstance(value, (int, float)):
+                continue
             self._sums[name] = self._sums.get(name, 0.0) + value
         if step % self._every and step != self._steps:
             return

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from score_jax import checkpoint, grading, model, objective, progress, rollout, settings, sharding, tasks
 from score_jax.errors import UserError
 from score_jax.metrics import transitions
-from score_jax.train import Stage, TrainConfig
+from score_jax.train import Stage, TrainConfig, stage_seed
 from score_jax.workdir import StageDirectory
+
+RANDOM = 'random'  # in place of a stage's name: freshly initialised parameters
 
 # How far the sampler's log-probabilities may lie from the learner's on the first step of a run.
 _LOG_PROB_TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.25}
@@ -97,18 +100,28 @@ class Reinforce(Stage):
         if config.temperature == 0:
             raise UserError('config.temperature is 0; training samples, so it must be positive.')
         self._instruction = self.task.tokenizer.encode(self.task.instruction)
-        example = self.task.problems('train', 1, seed=self.seed, step=0)[0]
-        self.sampler.check_length(len(tasks.prompt_tokens(self.task, example)), len(self._instruction))
+        self.sampler.check_length(self.task.longest_prompt('train'), len(self._instruction))
         self._reference = None
         self._gap_checked = False
 
     def start(self) -> dict:
         config = self.config
+        if config.reference != RANDOM:
+            stage_checkpoints(self.workdir, config.reference)
+        if config.start_from == RANDOM:
+            progress.say(f'{config.stage}: starts from random parameters (seed {config.seed}), which know nothing')
+            return self._random(jnp.float32)
         checkpoints = stage_checkpoints(self.workdir, config.start_from)
-        stage_checkpoints(self.workdir, config.reference)
         progress.say(
             f'{config.stage}: starts from {config.start_from}, step {checkpoints.latest()} ({checkpoints.directory})')
         return checkpoints.restore_params(model.abstract(self.model, self.mesh))
+
+    def _random(self, dtype) -> dict:
+        """Freshly initialised parameters, a function of `config.seed` alone: the same for every stage of a workdir."""
+        key = jax.random.key(stage_seed(self.config.seed, RANDOM))
+        return jax.jit(
+            lambda: jax.tree.map(lambda x: x.astype(dtype), model.initialise(self.model, key)),
+            out_shardings=model.shardings(self.model, self.mesh))()
 
     def run(self) -> None:
         progress.say(f'{self.config.stage}: the objective\n{objective.describe(self.objective)}')
@@ -117,7 +130,9 @@ class Reinforce(Stage):
 
     def reference(self) -> dict:
         """The frozen parameters in bfloat16, sharded like the policy."""
-        if self._reference is None:
+        if self._reference is None and self.config.reference == RANDOM:
+            self._reference = self._random(jnp.bfloat16)
+        elif self._reference is None:
             checkpoints = stage_checkpoints(self.workdir, self.config.reference)
             self._reference = checkpoints.restore_params(model.abstract(self.model, self.mesh, jnp.bfloat16))
         return self._reference
@@ -137,7 +152,12 @@ class Reinforce(Stage):
         state, metrics = self.learner.reinforce(
             state, self.reference(), trajectory, sharding.put_batch(self.mesh, correct),
             objective=self.objective, forks=self.forks, temperature=config.temperature)
-        metrics = jax.tree.map(float, metrics) | transitions(correct, changed)
+        metrics = jax.tree.map(float, metrics) | grading.summary(attempts)
+        valid = np.isfinite(correct).all(axis=1)
+        if valid.any():
+            metrics |= transitions(correct[valid], changed[valid])
+        else:
+            del metrics['reward']  # there is none, which is not 0
         metrics |= {
             'seconds_sample': sampled - began, 'seconds_grade': graded - sampled,
             'seconds_update': time.monotonic() - graded}

@@ -36,6 +36,7 @@ class TrainConfig:
     learning_rate: float
     optimizer: dict
     task: dict
+    tokenizer: str
     model: dict
     mesh: MeshConfig
     head_chunk: int
@@ -69,7 +70,7 @@ class Stage(abc.ABC):
         self.config, self.workdir = config, workdir
         self.directory = StageDirectory(workdir, config.stage, section)
         self.seed = stage_seed(config.seed, config.stage)
-        self.task = tasks.make(config.task)
+        self.task = tasks.make(config.task, config.tokenizer)
         self.model = model_config(config.model, self.task)
         self.optimizer = read(
             OptimizerConfig, config.optimizer, 'config.optimizer', steps=config.steps,

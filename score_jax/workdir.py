@@ -20,7 +20,8 @@ from score_jax.errors import UserError
 from score_jax.jsonl import number, read_jsonl
 
 # Keys that may differ when a stage goes on: how often it speaks and saves, where it runs, and what is measured of
-# what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
+# what can be measured. So may where its data lies, and how many processes grade. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
+FREE_TASK_KEYS = ('data_dir', 'workers')
 FREE_KEYS = ('log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures')
 
 
@@ -30,6 +31,9 @@ class StageDirectory:
     def __init__(self, workdir: Path, name: str, config: Mapping):
         self.path = workdir / name
         self._config = {key: value for key, value in settings.plain(config).items() if key not in FREE_KEYS}
+        if 'task' in self._config:
+            task = self._config['task']
+            self._config['task'] = {key: value for key, value in task.items() if key not in FREE_TASK_KEYS}
 
     @property
     def checkpoints(self) -> Path:

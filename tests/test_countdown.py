@@ -46,7 +46,7 @@ def near(flags: list[bool], p: float, slack: float = 0.0) -> bool:
 
 
 def right(task: Countdown, problem: Problem, response: str) -> bool:
-    return task.verify(problem, response).outcome is Outcome.CORRECT
+    return task.verify([problem], [response])[0].outcome is Outcome.CORRECT
 
 
 def test_problems_are_functions_of_their_arguments_alone(task):
@@ -128,7 +128,7 @@ def test_what_a_generated_response_claims_is_true(wide):
             words = response.split()
             claims = [int(word) for symbol, word in zip(words, words[1:]) if symbol == '=']
             assert all(0 <= claim <= 4000 for claim in claims) and len(claims) == len(problem.numbers) - 1
-            assert wide.verify(problem, response).read.endswith(f'= {claims[-1]}')
+            assert wide.verify([problem], [response])[0].read.endswith(f'= {claims[-1]}')
 
 
 def test_dialogues_are_about_the_training_problems_of_their_step(task):

@@ -39,15 +39,19 @@ def attempt(text: str) -> Attempt:
 
 
 def graded(task, text: str) -> Attempt:
-    return Attempt(text, len(text.split()), task.verify(PROBLEMS[0], text))
+    return Attempt(text, len(text.split()), verdict(task, PROBLEMS[0], text))
+
+
+def verdict(task, problem: Problem, text: str) -> Verdict:
+    return task.verify([problem], [text])[0]
 
 
 def test_a_response_is_graded_on_its_own_tokens_and_its_own_problem(task):
     grader = Grader(task, PROBLEMS)
     grader.on_turn(1, trajectory(task, [[RIGHT], ['6 + 4 * 1 = 10']]))
     (first, second), = grader.attempts()
-    assert first == Attempt(RIGHT, len(RIGHT.split()) + 1, task.verify(PROBLEMS[0], RIGHT))
-    assert second == Attempt('6 + 4 * 1 = 10', 8, task.verify(PROBLEMS[1], '6 + 4 * 1 = 10'))
+    assert first == Attempt(RIGHT, len(RIGHT.split()) + 1, verdict(task, PROBLEMS[0], RIGHT))
+    assert second == Attempt('6 + 4 * 1 = 10', 8, verdict(task, PROBLEMS[1], '6 + 4 * 1 = 10'))
     assert (first.verdict.outcome, second.verdict.outcome) == (Outcome.CORRECT, Outcome.CORRECT)
 
 
@@ -107,7 +111,7 @@ def test_changed_is_about_the_first_two_turns():
 
 
 def test_an_error_of_the_verifier_is_not_swallowed(task, monkeypatch):
-    def fail(problem, response):
+    def fail(problems, responses):
         raise ZeroDivisionError
 
     monkeypatch.setattr(task, 'verify', fail)

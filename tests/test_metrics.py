@@ -22,13 +22,13 @@ def test_the_interval_of_a_share_is_wilsons(count, n):
     p = count / n
     middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     reach = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    assert metrics.share_interval(count, n) == pytest.approx((middle - reach, middle + reach), abs=1e-12)
+    assert metrics.share_interval(p, n) == pytest.approx((middle - reach, middle + reach), abs=1e-12)
 
 
 @pytest.mark.parametrize('n', [15, 25, 50, 100])
 def test_the_paired_interval_covers_the_difference(n):
     counts = np.array([(gained, lost) for gained in range(n + 1) for lost in range(n + 1 - gained)])
-    low, high = np.array([metrics.paired_interval(*pair, n) for pair in counts.tolist()]).T
+    low, high = np.array([metrics.paired_interval(a - b, a + b, n) for a, b in counts.tolist()]).T
     cells = np.c_[counts, n - counts.sum(axis=1)]
     for gain, loss in itertools.product((0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45), repeat=2):
         covered = (low <= gain - loss + 1e-12) & (gain - loss <= high + 1e-12)
@@ -40,13 +40,13 @@ def test_the_paired_interval_holds_its_estimate_and_has_a_width():
     for n in range(1, 13):
         for gained in range(n + 1):
             for lost in range(n + 1 - gained):
-                low, high = metrics.paired_interval(gained, lost, n)
+                low, high = metrics.paired_interval(gained - lost, gained + lost, n)
                 assert -1 <= low <= (gained - lost) / n <= high <= 1 and high > low
 
 
 def test_the_paired_interval_is_the_mirror_image_when_gains_and_losses_change_places():
-    low, high = metrics.paired_interval(7, 2, 30)
-    assert metrics.paired_interval(2, 7, 30) == pytest.approx((-high, -low))
+    low, high = metrics.paired_interval(7 - 2, 7 + 2, 30)
+    assert metrics.paired_interval(2 - 7, 2 + 7, 30) == pytest.approx((-high, -low))
 
 
 def test_transitions_of_the_four_outcomes():

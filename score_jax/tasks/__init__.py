@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from score_jax import settings
+from score_jax import settings, tokenizers
 from score_jax.errors import UserError
 from score_jax.rewards import Verdict
+from score_jax.tasks import code, maths
 from score_jax.tasks.countdown import Countdown, CountdownConfig
 from score_jax.tokenizers import Tokenizer
 
@@ -18,26 +19,43 @@ class Task(Protocol):
     instruction: str  # what stands between two attempts; says nothing about whether the first was right
     tokenizer: Tokenizer
 
-    def problems(self, split: str, count: int, *, seed: int, step: int) -> list[Any]: ...
+    def problems(self, split: str, count: int, *, seed: int, step: int) -> list[Any]:
+        """The problems of a step: a function of the arguments alone, so that a run can go on from any step."""
 
-    def distinct_problems(self, split: str, count: int, *, seed: int) -> list[Any]: ...
+    def distinct_problems(self, split: str, count: int, *, seed: int) -> list[Any]:
+        """`count` different problems, to measure on."""
 
-    def prompt(self, problem: Any) -> str: ...
+    def longest_prompt(self, split: str) -> int:
+        """Tokens of the longest prompt of a split."""
 
-    def verify(self, problem: Any, response: str) -> Verdict: ...
+    def prompt(self, problem: Any) -> str:
+        """What turn 1 is asked."""
+
+    def verify(self, problems: Sequence[Any], responses: Sequence[str]) -> list[Verdict]:
+        """The verdict on each response to its problem; called from a thread beside the sampling."""
+
+    def groups(self, problem: Any) -> Mapping[str, str]:
+        """What the results are shown by, such as {'level': '3'}; empty where there is nothing to tell apart."""
 
 
-TASKS = {'countdown': (Countdown, CountdownConfig)}
+TASKS = {
+    'countdown': (Countdown, CountdownConfig),
+    'gsm8k': (maths.gsm8k, maths.MathsConfig),
+    'math': (maths.math, maths.MathsConfig),
+    'mbpp': (code.mbpp, code.CodeConfig),
+    'humaneval': (code.humaneval, code.CodeConfig),
+    'jsonl': (maths.jsonl, maths.JsonlConfig),
+}
 
 
-def make(section: Mapping) -> Task:
-    """The task that `config.task` names."""
+def make(section: Mapping, tokenizer: str = '') -> Task:
+    """The task that `config.task` names, with the tokenizer in a file, or with '' the task's own."""
     values = dict(section)
     name = values.pop('name', None)
     if name not in TASKS:
         raise UserError(f'config.task.name is {name!r}; it must be one of {", ".join(TASKS)}.')
     task, config = TASKS[name]
-    return task(settings.read(config, values, 'config.task'))
+    return task(settings.read(config, values, 'config.task'), tokenizers.load(tokenizer) if tokenizer else None)
 
 
 def prompt_tokens(task: Task, problem) -> list[int]:

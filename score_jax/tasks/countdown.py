@@ -13,14 +13,14 @@ A response is a chain worked from left to right that shows its steps:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from score_jax.errors import UserError
 from score_jax.rewards import Verdict
 from score_jax.rewards import countdown as verifier
-from score_jax.tokenizers import SentencePiece, word_sentencepiece
+from score_jax.tokenizers import Tokenizer, word_sentencepiece
 
 OPERATORS = '+-*'
 SPLITS = ('train', 'test')
@@ -90,20 +90,32 @@ class CountdownConfig:
 class Countdown:
     """The task that `config.task` describes."""
 
-    def __init__(self, config: CountdownConfig):
+    def __init__(self, config: CountdownConfig, tokenizer: Tokenizer | None = None):
         self._numbers, self._largest, self._limit = config.numbers, config.largest, config.limit
         self._test_share = config.test_share
         self.instruction = config.instruction
         words = [str(n) for n in range(config.limit + 1)] + list(OPERATORS) + ['=', ':', 'make']
-        self.tokenizer: SentencePiece = word_sentencepiece(words + sorted(set(config.instruction.split()) - set(words)))
+        own_words = words + sorted(set(config.instruction.split()) - set(words))
+        self.tokenizer: Tokenizer = tokenizer or word_sentencepiece(own_words)
 
     def prompt(self, problem: Problem) -> str:
         """What turn 1 is asked."""
         return f'{" ".join(map(str, problem.numbers))} make {problem.target} :'
 
-    def verify(self, problem: Problem, response: str) -> Verdict:
-        """The verdict on one response."""
-        return verifier.verify(problem.numbers, problem.target, response)
+    def longest_prompt(self, split: str) -> int:
+        """Tokens of a prompt; a tokenizer that splits numbers needs most for the largest."""
+        largest = Problem((self._largest,) * self._numbers, self._limit)
+        return len(self.tokenizer.begin_tokens) + len(self.tokenizer.encode(self.prompt(largest)))
+
+    def groups(self, problem: Problem) -> dict[str, str]:
+        """All problems are of one kind."""
+        return {}
+
+    def verify(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
+        """The verdicts on responses to these problems."""
+        return [
+            verifier.verify(problem.numbers, problem.target, response)
+            for problem, response in zip(problems, responses, strict=True)]
 
     def problems(self, split: str, count: int, *, seed: int, step: int) -> list[Problem]:
         """`count` problems, a function of the arguments alone."""
