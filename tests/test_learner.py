@@ -111,13 +111,17 @@ def exact_objective(w: World, policy, reference, name):
         + jnp.sum(jax.lax.stop_gradient(p1) * p2 * (reward2 - kl2 * ratio2)))
 
 
-def expected_loss(w: World, policy, reference, objective, forks, groups, probability):
-    """`policy_loss` of every group of trajectories (`groups [G, B]` indices), weighted by its probability."""
+def expected_loss(w: World, policy, reference, objective, forks, groups, probability, failed=np.zeros(0, int)):
+    """`policy_loss` of every group of trajectories (`groups [G, B]` indices), weighted by its probability.
+
+    Of the rows `failed` of each group the grader has no verdict on turn 2.
+    """
     stats = statistics(w, policy, reference)
 
     def loss(rows):
-        batch = jax.tree.map(lambda x: jnp.asarray(x)[rows], (stats, w.trajectory, w.correct))
-        return policy_loss(*batch, objective, forks)[0]
+        stats_of, trajectory, correct = jax.tree.map(lambda x: jnp.asarray(x)[rows], (stats, w.trajectory, w.correct))
+        correct = correct.at[failed, 1].set(jnp.nan)
+        return policy_loss(stats_of, trajectory, correct, objective, forks)[0]
 
     return jnp.sum(jax.lax.stop_gradient(probability) * jax.vmap(loss)(groups))
 
@@ -169,6 +173,20 @@ def test_a_leave_one_out_baseline_leaves_the_expected_gradient(double, name, kl_
     expected = jax.grad(exact_objective, argnums=1)(w, policy, reference, name)
     objective = resolve(name, kl_estimator, 'leave_one_out')
     got = jax.grad(expected_loss, argnums=1)(w, policy, reference, objective, forks, groups, p)
+    np.testing.assert_allclose(-got, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize('name, kl_estimator, forks, failed', [
+    ('stage1', 'exact', (3, 1), [1]), ('stage2', 'exact', (3, 1), [0]), ('stage2', 'sampled', (3, 1), [2]),
+    ('stage2', 'exact', (2, 3), [2])])
+def test_rows_without_a_verdict_leave_the_expected_gradient(double, name, kl_estimator, forks, failed):
+    w = world(vocab=2, limit=2)
+    policy, reference = tables(w)
+    groups, p = groups_of(w, policy, forks)
+    expected = jax.grad(exact_objective, argnums=1)(w, policy, reference, name)
+    objective = resolve(name, kl_estimator, 'leave_one_out')
+    got = jax.grad(expected_loss, argnums=1)(
+        w, policy, reference, objective, forks, groups, p, failed=np.array(failed))
     np.testing.assert_allclose(-got, expected, atol=1e-8)
 
 
@@ -240,6 +258,33 @@ def test_prompt_instruction_and_padding_have_no_gradient(name, kl_estimator, bas
     for field in ('log_probs', 'reference_log_probs', 'entropy', 'kl'):
         assert (np.asarray(getattr(gradients, field))[TURN == 0] == 0).all(), field
     assert not np.asarray(gradients.entropy).any() and not np.asarray(gradients.reference_log_probs).any()
+
+
+@pytest.mark.parametrize('turn', [0, 1])
+@pytest.mark.parametrize('baseline', objectives.BASELINES)
+@pytest.mark.parametrize('name, kl_estimator', CASES)
+def test_a_row_without_a_verdict_on_one_turn_has_no_gradient_in_any(name, kl_estimator, baseline, turn):
+    correct = OUTCOMES.astype(float)
+    correct[1, turn] = np.nan
+    leaves = jax.tree.leaves(token_gradients(resolve(name, kl_estimator, baseline), correct, forks=(4, 1)))
+    gradients = [np.asarray(leaf) for leaf in leaves]
+    assert all(np.isfinite(gradient).all() and not gradient[1].any() for gradient in gradients)
+    assert any(gradient[[0, 2, 3]].any() for gradient in gradients)
+
+
+def test_the_rows_that_are_left_weigh_as_if_the_others_had_not_been_sampled():
+    kept, correct = [0, 2, 3], OUTCOMES.astype(float)
+    correct[1, 0] = np.nan
+    trajectory = Trajectory(
+        tokens=np.zeros_like(TURN), turn=TURN, log_probs=np.zeros(TURN.shape, np.float32), length=np.full(4, 10),
+        truncated=np.zeros((4, 2), bool))
+    objective = resolve('stage2', baseline='leave_one_out')
+    loss, metrics = policy_loss(random_statistics(), trajectory, jnp.asarray(correct), objective, (4, 1))
+    part = jax.tree.map(lambda x: x[np.array(kept)], (random_statistics(), trajectory))
+    alone, of_part = policy_loss(*part, jnp.asarray(correct[kept]), objective, (3, 1))
+    assert loss == pytest.approx(float(alone)) and metrics['dropped'] == 1 and of_part['dropped'] == 0
+    assert metrics['reward'] == pytest.approx(float(of_part['reward']))
+    assert metrics['kl_turn1'] == pytest.approx(float(of_part['kl_turn1']))
 
 
 @pytest.mark.parametrize('kl_estimator', objectives.KL_ESTIMATORS)
@@ -411,6 +456,43 @@ def test_stage_1_learns_what_pays_in_turn_2_and_holds_turn_1():
     start, end = np.mean(shares[:2], axis=0), np.mean(shares[-2:], axis=0)
     assert end[1] > start[1] + 0.4 and abs(end[0] - start[0]) < 0.2
     assert metrics['kl_turn1'] < 0.3 * metrics['kl_turn2']
+
+
+def test_a_batch_without_a_verdict_changes_nothing_and_is_counted():
+    """Adam would move on by its moments; the second of two steps is skipped, the third is as if it had not been."""
+    trajectory = Trajectory(
+        tokens=TOKENS[:1].repeat(4, 0), turn=TURN, log_probs=np.zeros(TURN.shape, np.float32), length=np.full(4, 10),
+        truncated=np.zeros((4, 2), bool))
+
+    def run(*batches):
+        update, state = new_learner()
+        reference = jax.tree.map(jnp.copy, state.params)
+        for correct in batches:
+            state, metrics = update.reinforce(
+                state, reference, trajectory, correct, objective=resolve('stage2', baseline='leave_one_out'),
+                forks=(4, 1), temperature=1.0)
+        return state, metrics
+
+    right, none = OUTCOMES.astype(np.float32), np.full((4, 2), np.nan, np.float32)
+    (state, metrics), (alone, before) = run(right, none), run(right)
+    assert (metrics['skipped'], metrics['dropped']) == (1, 4) and (before['skipped'], before['dropped']) == (0, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(*(jax.tree.leaves(run(*batches)[0]) for batches in (
+        (right, none, right), (right, right))), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_parameters():
+    update, state = new_learner()
+    before = jax.tree.map(np.asarray, jax.tree.map(jnp.copy, state))
+    reference = jax.tree.map(lambda x: x * jnp.nan, state.params)
+    trajectory = Trajectory(
+        tokens=TOKENS[:1].repeat(4, 0), turn=TURN, log_probs=np.zeros(TURN.shape, np.float32), length=np.full(4, 10),
+        truncated=np.zeros((4, 2), bool))
+    state, metrics = update.reinforce(
+        state, reference, trajectory, OUTCOMES.astype(np.float32), objective=resolve('stage2', baseline='leave_one_out'),
+        forks=(4, 1), temperature=1.0)
+    assert metrics['skipped'] == 1 and np.isnan(metrics['loss'])
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True))
 
 
 def test_metrics_count_the_tokens_of_each_turn():

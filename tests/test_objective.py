@@ -93,6 +93,38 @@ def test_in_group_the_first_attempts_reward_cancels():
             np.testing.assert_array_equal(advantages(rewards, (2, 2))[1], (1 + alpha) * plain)
 
 
+def advantages_of_valid(rewards, forks, valid, **changes):
+    rewards, valid = np.asarray(rewards, np.float32), np.asarray(valid, bool)
+    return np.asarray(objectives.advantages(resolve('stage2', **changes), rewards, forks, valid=valid)).T
+
+
+def test_a_row_without_a_verdict_has_no_advantage_and_is_in_no_baseline():
+    rewards = [(1, 6), (0, 3), (9, 9), (1, 1), (1, 1), (1, 4)]
+    first, second = advantages_of_valid(rewards, (3, 1), [1, 1, 0, 1, 1, 1])
+    np.testing.assert_allclose(first, [1, -1, 0, 0, 0, 0])
+    np.testing.assert_allclose(second, [3, -3, 0, 1 - 2.5, 1 - 2.5, 4 - 1])
+
+
+def test_a_second_attempt_without_a_verdict_is_left_out_of_its_siblings_and_of_its_first_attempts_return():
+    rewards = [(1, 5), (1, 2), (1, 9), (0, 4), (0, 4), (0, 1)]
+    first, second = advantages_of_valid(rewards, (2, 3), [1, 1, 0, 1, 1, 1])
+    np.testing.assert_allclose(first, [1, 1, 0, -1, -1, -1])
+    np.testing.assert_allclose(second, [3, -3, 0, 1.5, 1.5, -3])
+    first, _ = advantages_of_valid(rewards, (2, 3), [1, 1, 0, 1, 1, 1], gamma=0.1, baseline='none')
+    np.testing.assert_allclose(first, [1.35, 1.35, 0, 0.3, 0.3, 0.3], rtol=1e-6)
+
+
+def test_what_is_left_alone_has_nothing_to_be_compared_with():
+    """A failed first attempt fails all that was forked from it, and leaves the other one without a sibling."""
+    first, second = advantages_of_valid(TREE, (2, 2), [1, 1, 0, 0, 1, 0, 1, 1])
+    assert first.tolist() == [0, 0, 0, 0, 0, 0, 0, 0]
+    assert second.tolist() == [3, -3, 0, 0, 0, 0, 4, -4]
+
+
+def test_nothing_is_left_where_no_row_has_a_verdict():
+    assert not np.any(advantages_of_valid(TREE, (2, 2), [False] * 8))
+
+
 @pytest.mark.parametrize('name, changes, message', [
     ('stage3', {}, "config.objective.name is 'stage3'; it must be one of stage1, stage2"),
     ('stage1', dict(kl_estimator='k3'), "kl_estimator is 'k3'; it must be one of exact, sampled"),
