@@ -111,8 +111,10 @@ def _watch(program: int, config: dict) -> int:
             except ChildProcessError:
                 break
             if pid == program:
-                spent = os.WIFSIGNALED(status) and used.ru_utime + used.ru_stime >= config['cpu_seconds']
-                return OUT_OF_TIME if spent else 0
+                # The limit counts ticks and `used` does not, so they agree only roughly.
+                spent = used.ru_utime + used.ru_stime > config['cpu_seconds'] / 2
+                signal = os.WIFSIGNALED(status) and os.WTERMSIG(status)
+                return OUT_OF_TIME if signal == _signal.SIGXCPU or (signal == _signal.SIGKILL and spent) else 0
             if pid == 0:
                 break
         if _resident_bytes() > config['memory_bytes']:
@@ -158,17 +160,24 @@ def _resident_bytes() -> int:
 
 def _end_family(uid: int | None) -> None:
     """Without a process space: kills what has left the session too, at one stroke where the user is its own."""
-    while family := _family():
-        if uid is not None and os.fork() == 0:
+    while True:
+        if uid is None:
+            for pid in _family():
+                try:
+                    os.kill(pid, _signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        elif (killer := os.fork()) == 0:
             os.setresuid(uid, uid, uid)
-            os.kill(-1, _signal.SIGKILL)
+            os.kill(-1, _signal.SIGKILL)  # does not reach the caller
             os._exit(0)
-        for pid in family:
-            try:
-                os.kill(pid, _signal.SIGKILL)
-                os.waitpid(pid, 0)
-            except OSError:
+        else:
+            os.waitpid(killer, 0)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+        except ChildProcessError:  # no child, so nobody below either: orphans come to the warden
+            return
 
 
 def _program(config: dict, uid: int, requests: int, answers: int) -> None:
