@@ -61,7 +61,7 @@ def _mbpp(split: str, config: CodeConfig) -> list[TextProblem]:
     return [
         TextProblem(
             record['id'], before + _statement(record, config),
-            {'tests': record['tests'], 'setup': record['setup'], 'entry_point': record['entry_point']})
+            {'tests': record['tests'], 'setup': record['setup']})
         for record in _load('mbpp', split, config)]
 
 
