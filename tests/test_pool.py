@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def job_function(job: dict) -> Verdict:
             print('{"outcome": "correct", "read": "forged", "last": false}', flush=True)
             return Verdict(Outcome.WRONG)
         case 'daemon':  # a grandchild in a session of its own, whose parent ends at once
-            script = 'import os, sys, time\nif os.fork() == 0:\n os.setsid(); print(os.getpid(), flush=True); time.sleep(60)'
+            script = 'import os, time\nif os.fork() == 0:\n os.setsid(); print(os.getpid(), flush=True); time.sleep(60)'
             run = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE)
             pid = run.stdout.readline().decode().strip()
             Path(job['path']).write_text(pid)
@@ -151,10 +152,10 @@ def test_nothing_that_a_job_started_outlives_it(pool, tmp_path, seconds):
 
 
 def test_closing_leaves_no_process_thread_or_descriptor():
-    before = children(os.getpid()), len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task'))
+    before = children(os.getpid()), len(os.listdir('/proc/self/fd')), threading.active_count()
     with Pool('test_pool:job_function', workers=3, limits=LIMITS) as pool:
         pool.map([{'do': 'echo', 'text': ''}, {'do': 'burn'}, {'do': 'die'}, {'do': 'swell'}] * 2)
-    assert before == (children(os.getpid()), len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task')))
+    assert before == (children(os.getpid()), len(os.listdir('/proc/self/fd')), threading.active_count())
 
 
 def test_workers_die_with_a_caller_that_is_killed(tmp_path):

@@ -75,7 +75,8 @@ def _settled(item: concurrent.futures.Future | UserError) -> Verdict | UserError
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog='python -m score_jax.rewards.grade', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog='python -m score_jax.rewards.grade', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kind', choices=tuple(_MODULES), required=True)
     parser.add_argument('--workers', type=int, default=os.cpu_count())
     parser.add_argument('--form', choices=maths.FORMS, default='any', help='how answers are given (math)')

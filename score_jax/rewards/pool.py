@@ -3,7 +3,7 @@
     caller ── submit(job) ──▶ thread k ── JSON over a private socket ──▶ worker k: function(job) -> Verdict
                                  └─ no answer in time: kill worker k and its descendants, start another
 
-A worker is a fresh interpreter (`python -m score_jax.rewards.worker`), never a fork of the caller, and serves many jobs.
+A worker is a fresh interpreter (`python -m score_jax.rewards.worker`), never a fork of the caller; it serves many jobs.
 Every thread owns one worker, from its start to its end: the kernel ends a worker together with the thread that started
 it (PR_SET_PDEATHSIG), and so with the caller, whatever ends that.
 """

@@ -6,6 +6,7 @@ math-verify, which is used for golds that our own grammar cannot read.
 
 from __future__ import annotations
 
+from score_jax.rewards.maths import compare
 from score_jax.rewards.maths.compare import LONGEST, equal
 from score_jax.rewards.maths.extract import FORMS, gold, read
 from score_jax.rewards.outcome import Outcome, Verdict
@@ -16,8 +17,13 @@ __all__ = ['FORMS', 'LIMITS', 'LONGEST', 'equal', 'gold', 'grade_job', 'read']
 LIMITS = Limits(wall_seconds=1.8, cpu_seconds=1.5, memory_bytes=512 << 20)
 
 
+def prepare() -> None:
+    """Loads math-verify, so that no job has to; a worker calls it before its first job."""
+    compare.load_math_verify()
+
+
 def grade_job(job: dict) -> Verdict:
-    """The verdict on `job['response']`, whose answer stands in `job['form']` ('any' if absent), against `job['gold']`."""
+    """The verdict on `job['response']` against `job['gold']`; `job['form']` is one of `FORMS`, 'any' if absent."""
     answer = read(job['response'], job.get('form', 'any'))
     if answer is None:
         return Verdict(Outcome.NO_ANSWER)

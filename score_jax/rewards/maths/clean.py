@@ -14,11 +14,11 @@ _UNICODE = {
 _NAMES = {
     'dfrac': 'frac', 'tfrac': 'frac', 'cfrac': 'frac', 'leq': 'le', 'leqslant': 'le', 'geq': 'ge', 'geqslant': 'ge',
     'neq': 'ne', 'lt': '<', 'gt': '>', 'colon': ':', 'lbrace': '\\{', 'rbrace': '\\}', 'varnothing': 'emptyset',
-    'lvert': '|', 'rvert': '|', 'vert': '|', 'mid': '|', 'ast': '*', 'degree': '^\\circ', 'percent': '%', 'bar': 'overline',
-    'textdollar': '\\$', 'Pi': 'Pi', 'rightarrow': 'to'}
+    'lvert': '|', 'rvert': '|', 'vert': '|', 'mid': '|', 'ast': '*', 'degree': '^\\circ', 'percent': '%',
+    'bar': 'overline', 'textdollar': '\\$', 'rightarrow': 'to'}
 _NOTHING = {
-    'left', 'right', 'big', 'Big', 'bigg', 'Bigg', 'bigl', 'bigr', 'Bigl', 'Bigr', 'displaystyle', 'textstyle', 'limits',
-    'quad', 'qquad', 'enspace', 'thinspace'}
+    'left', 'right', 'big', 'Big', 'bigg', 'Bigg', 'bigl', 'bigr', 'Bigl', 'Bigr', 'displaystyle', 'textstyle',
+    'limits', 'quad', 'qquad', 'enspace', 'thinspace'}
 _FONTS = 'text|mbox|textbf|textit|textrm|textnormal|emph|mathrm|mathbf|mathit|mathsf|operatorname'
 _FONT = re.compile(r'\\(?:%s)\s*\{([^{}]*)\}' % _FONTS)
 _COMMAND = re.compile(r'\\\\|\\([a-zA-Z]+)\s?|\\[,;:! ]|~')
@@ -32,14 +32,17 @@ _AND = re.compile(r'\s*,?\s*\b(?:and|or)\b\s*')
 
 @functools.lru_cache(4096)
 def clean(text: str) -> str:
-    """`text` in one spelling. What is words stays in `\\text{...}` or as words; spaces stay where they may part things."""
-    text = ''.join(_UNICODE.get(character, character) for character in text)
-    text = re.sub(r'\\[()\[\]](?!\w)|(?<!\\)\$', ' ', text) if not text.count('\\\\') else re.sub(r'(?<!\\)\$', ' ', text)
+    """`text` in one spelling; words are in `\\text{...}` or stand as they are, and single spaces stay."""
+    text = ''.join(_UNICODE.get(character, character) for character in ' '.join(text.split()))
+    text = re.sub(r'(?<!\\)(?:\$|\\[()\[\]])', ' ', text)
+    text = re.sub(r'\\\\\[[\d.]+[a-z]{2}\]', r'\\\\', text)  # the space after a row of a matrix
     text = _THOUSANDS.sub('', text)
     text = re.sub(r'\\(?:hspace|phantom)\*?\s*\{[^{}]*\}', ' ', text)
     text = _COMMAND.sub(_command, text)
     text = _FONT.sub(_words, text)
     text = _REPEATING.sub(_repeating, text)
+    text = re.sub(r'\\frac ?(\d) ?(\d)', r'\\frac{\1}{\2}', text)
+    text = re.sub(r'(?<=\d)\s*\b([ap])\.?m\.?$', r'\\text{\1.m.}', text, flags=re.IGNORECASE)
     text = text.replace('^{\\circ}', '^\\circ').replace('\\%', '%').replace('**', '^')
     for ascii_sign, command in (('<=', '\\le '), ('>=', '\\ge '), ('!=', '\\ne ')):
         text = text.replace(ascii_sign, command)
@@ -48,8 +51,8 @@ def clean(text: str) -> str:
         for part in re.split(r'(\\text\{[^{}]*\})', text))
     text = _PLAIN_MIXED.sub(r'\1\\frac{\2}{\3}', text)
     text = re.sub(r'\s+', ' ', text).strip(' ,;')
-    text = text if text.endswith(('p.m.', 'a.m.')) else text.rstrip('. ')
-    return {'\\mathbb{R}': '(-\\infty,\\infty)'}.get(text, text)
+    text = text.rstrip('. ')
+    return '(-\\infty,\\infty)' if compact(text) == '\\mathbb{R}' else text
 
 
 def compact(text: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
+import string
 
 from score_jax.rewards.maths import value
 from score_jax.rewards.maths.clean import clean, compact
@@ -43,8 +45,8 @@ def _nodes(g: Node, a: Node) -> Result:
     if 'words' in (g.kind, a.kind):
         same = words(g.text) == words(a.text) and not (g.unit or a.unit)
         return same, f'as words: {words(g.text)!r} and {words(a.text)!r}'
-    if {g.kind, a.kind} == {'list', 'set'} or {g.kind, a.kind} == {'scalar', 'set'} or {g.kind, a.kind} == {'list', 'union'}:
-        return _in_any_order(g.items or (g,), a.items or (a,))
+    if {g.kind, a.kind} in ({'list', 'set'}, {'scalar', 'set'}, {'list', 'union'}):
+        return _in_any_order(*((node,) if node.kind == 'scalar' else node.items for node in (g, a)))
     if g.kind != a.kind:
         return False, f'a {g.kind} and a {a.kind}'
     if g.detail != a.detail:
@@ -75,7 +77,7 @@ def _in_any_order(gold: tuple[Node, ...], answer: tuple[Node, ...]) -> Result:
         return False, f'{len(gold)} parts and {len(answer)}'
     left = list(answer)
     for g in gold:
-        found = next((a for a in left if _nodes(g, a)[0]), None)
+        found = next((a for a in left if bool(_assigned(g)) == bool(_assigned(a)) and _nodes(g, a)[0]), None)
         if found is None:
             return False, f'nothing equals {g.text}'
         left.remove(found)
@@ -113,8 +115,8 @@ def _relations(g: Node, a: Node) -> Result:
     if _assigned(relation):
         alone = _assigned(relation)[1]
         return _nodes(alone, other) if relation is g else _nodes(other, alone)
-    if set(relation.detail) <= {'=', '\\approx'} and not any(map(_names, relation.items)):  # 0.56 = 56%, a result at its end
-        alone = relation.items[-1]
+    if set(relation.detail) <= {'=', '\\approx'} and not any(map(_names, relation.items)):
+        alone = relation.items[-1]  # 0.56 = 56% has its result at the end
         return _nodes(alone, other) if relation is g else _nodes(other, alone)
     interval = _interval(relation)
     if interval is None:
@@ -190,8 +192,8 @@ def _scalars(g: Node, a: Node) -> Result:
 
 
 def _values(gold: tuple, gold_unit: str | None, answer: tuple, answer_unit: str | None) -> bool:
-    as_written = value.same(gold, answer, degree=value.Fraction(1)) or value.same(gold, answer)
-    if gold_unit == answer_unit or 'percent' not in (gold_unit, answer_unit) and 'degree' not in (gold_unit, answer_unit):
+    as_written = value.same(gold, answer) or value.same(gold, answer, degree=value.Fraction(1))
+    if gold_unit == answer_unit or not {'percent', 'degree'} & {gold_unit, answer_unit}:
         return as_written
     hundredth, degree = ('number', value.Fraction(1, 100)), ('/', ('symbol', '\\pi'), ('number', value.Fraction(180)))
     factor = hundredth if 'percent' in (gold_unit, answer_unit) else degree
@@ -212,9 +214,19 @@ def _is_above_one(tree: tuple) -> bool:
 
 def _shown(tree: tuple) -> str:
     """A value for the eye: a fraction, or 12 digits; at a point where there are variables."""
-    number = value.evaluate(tree, value.points(tree)[0], value.Fraction(1))
+    number = value.evaluate(tree, value.points(tree)[0])
     at = ' at ' + ', '.join(f'{k}={v}' for k, v in value.points(tree)[0].items()) if value.symbols(tree) else ''
     return (str(number) if isinstance(number, value.Fraction) and len(str(number)) < 40 else value.shown(number)) + at
+
+
+@functools.cache
+def load_math_verify() -> tuple:
+    """The parser and the comparison of math-verify; a second to import, so only where they may be needed."""
+    logging.getLogger('math_verify').setLevel(logging.CRITICAL)  # it warns that it sets no limits: the pool does
+    from latex2sympy2_extended.latex2sympy2 import latex2sympy
+    from math_verify import verify
+
+    return latex2sympy, verify
 
 
 @functools.lru_cache(1024)
@@ -226,12 +238,10 @@ def _by_math_verify(gold: str, answer: str, reason: str) -> Result:
     if compact(gold) == compact(answer):
         return True, 'the same text'
     risky = r"\\sqrt\s*\[|\\binom|!|'|\d{7}|\^\s*\{[^{}]*\^|\d\s*\(|\d\s+\d|\.\d|\^\s*\{?\d{3}|%"
-    letters = [set(re.findall('[A-Za-z]', text)) for text in (gold, answer)]
+    letters = [set(re.sub(r'\\[A-Za-z]+', '', text)) & set(string.ascii_letters) for text in (gold, answer)]
     if any(len(text) > 200 or re.search(risky, text) for text in (gold, answer)) or letters[0] != letters[1]:
         return False, f'compared as text, since the gold is not read: {reason}'
-    from latex2sympy2_extended.latex2sympy2 import latex2sympy
-    from math_verify import verify
-
+    latex2sympy, verify = load_math_verify()
     try:
         trees = [latex2sympy(text, is_real=True, convert_degrees=False, normalization_config=None)
                  for text in (gold, answer)]

@@ -1,4 +1,4 @@
-"""What a response gives as its answer, in the form that it was asked for, and in no other: a number is never read by luck."""
+"""What a response gives as its answer, in the form that it was asked for and no other: never a number by luck."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import re
 FORMS = ('boxed', 'final_answer', '####', 'any')
 
 _BOX = re.compile(r'\\(?:boxed|fbox)\s*')
+_TAIL = 200_000  # characters of a response that are looked at
 _MOST_BOXES = 20  # that stand side by side and are read as one list
 _BETWEEN_BOXES = re.compile(r'[\s$,;]*(?:\\text\s*\{\s*(?:and|or)\s*\}|and|or)?[\s$,;]*')
 _FINAL = re.compile(r'final\s+answer', re.IGNORECASE)
 _BEFORE_FINAL = re.compile(r'[\s*_]*(?:\([^()\n]{0,40}\))?[\s*_]*(?:is\b|:|=)?[\s*_:]*(?:is\b)?[\s:]*', re.IGNORECASE)
-_HOPE = re.compile(r'[.\s]*I hope (?:it|this) is correct.*', re.IGNORECASE | re.DOTALL)
+_HOPE = re.compile(r'I hope (?:it|this) is correct', re.IGNORECASE)
 _HASHES = re.compile(r'(?<!#)####(?!#)')
 _DRAWING = re.compile(r'\[asy\].*?\[/asy\]', re.DOTALL)
 
@@ -24,6 +25,7 @@ def read(response: str, form: str) -> str | None:
     `####`: the rest of the line behind the last `####`.
     `any`: whichever of these comes last.
     """
+    response = response[-_TAIL:]
     if form == 'boxed':
         found = _last_boxes(response)
     elif form == 'final_answer':
@@ -86,9 +88,9 @@ def _final(text: str) -> tuple[int, str]:
     if said is None:
         return -1, ''
     rest = text[_BEFORE_FINAL.match(text, said.end()).end():]
-    if display := re.match(r'(?:\\\[|\$\$)\s*\n', rest):  # the formula is on the lines below
+    if display := re.match(r'(?:\\\[|\$\$?)\s*\n', rest):  # the formula is on the lines below
         rest = rest[display.end():]
-    line = _HOPE.sub('', _line(rest))
+    line = _HOPE.split(_line(rest), maxsplit=1)[0].rstrip('. ')
     box = _last_boxes(line)
     return said.start(), box[1] if box[0] >= 0 else _bare(line)
 

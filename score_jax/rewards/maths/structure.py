@@ -1,4 +1,4 @@
-"""What kind of answer it is: a number with its unit, a tuple or interval, a set, a list, a matrix, a relation, words."""
+"""What kind of answer it is: a number with its unit, a tuple or interval, a set, list, matrix, relation, or words."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from score_jax.rewards.maths import value
 
 _OPENING = {'(', '[', '{', '\\{', '\\langle', '\\begin'}
 _CLOSING = {')', ']', '}', '\\}', '\\rangle', '\\end'}
+_BRACKETS = {'(', '[', '\\{', '\\langle', ')', ']', '\\}', '\\rangle'}
 _RELATIONS = {'=', '<', '>', '\\le', '\\ge', '\\ne', '\\approx', '\\equiv', '\\in', '\\to'}
 _TOKEN = re.compile(r'\\[a-zA-Z]+|\\.|.', re.DOTALL)
-_MATRIX = re.compile(r'\\begin\s*\{([a-zA-Z]*)(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\s*\{\1(?:matrix|array)\}', re.DOTALL)
-_BASE = re.compile(r'\(?(-?(?:[\d.]*\d[0-9A-Za-z.]*|[0-9A-Z]*\d[0-9A-Z]*))\)?(?:_\{?(\d{1,2})\}?|\\text\{base(\d{1,2})\}|base(\d{1,2}))')
+_MATRIX = re.compile(
+    r'\\begin\s*\{([a-zA-Z]*)(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\s*\{\1(?:matrix|array)\}', re.DOTALL)
+_BASE = re.compile(
+    r'\(?(-?(?:[\d.]*\d[0-9A-Za-z.]*|[0-9A-Z]*\d[0-9A-Z]*))\)?'
+    r'(?:_\{?(\d{1,2})\}?|\\text\{base(\d{1,2})\}|base(\d{1,2}))')
 _THOUSANDS = re.compile(r'[-+]?(?:\\\$)?\s*[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])')
 _WORDS = re.compile(r'(?:\\text\{[^{}]*\}|[A-Za-z.\'’: -])+')
-_UNIT = re.compile(r'\\text\{([^{}]*)\}(?:\s*\^\s*\{?([23])\}?)?$|(?<![\\A-Za-z])([A-Za-z][A-Za-z./ ]*)(?:\^\s*\{?([23])\}?)?$')
+_UNIT = re.compile(
+    r'\\text\{([^{}]*)\}(?:\s*\^\s*\{?([23])\}?)?$|'
+    r'(?<![\\A-Za-z])([A-Za-z][A-Za-z./ ]*)(?:\^\s*\{?([23])\}?)?$')
 
 # Measures by their names; other nouns ('apples', 'integers') say nothing that could be wrong.
 _MEASURES = {
@@ -27,7 +33,8 @@ _MEASURES = {
         'day days', 'week weeks', 'month months', 'year years yr yrs', 'g gram grams', 'kg kilogram kilograms', 'mg',
         'pound pounds lb lbs', 'ounce ounces oz', 'liter liters litre litres l', 'ml milliliter milliliters',
         'gallon gallons', 'dollar dollars usd', 'cent cents', 'euro euros', 'degree degrees deg', 'percent percentage',
-        'rad radian radians', 'acre acres', 'unit units', 'kph', 'nickel nickels', 'dime dimes', 'quarter quarters')
+        'am a.m', 'pm p.m', 'rad radian radians', 'acre acres', 'unit units', 'kph', 'nickel nickels', 'dime dimes',
+        'quarter quarters')
     for name in names.split()}
 
 
@@ -105,7 +112,7 @@ def _bracketed(text: str) -> Node | None:
     if text in ('\\emptyset', '\\{\\}', '\\{ \\}'):
         return Node('set', text)
     tokens = list(_TOKEN.finditer(text))
-    if len(tokens) < 3 or tokens[0][0] not in _OPENING - {'{', '\\begin'} or tokens[-1][0] not in _CLOSING - {'}', '\\end'}:
+    if len(tokens) < 3 or tokens[0][0] not in _BRACKETS or tokens[-1][0] not in _BRACKETS:
         return None
     depth = 0
     for token in tokens[:-1]:
@@ -137,14 +144,16 @@ def _scalar(text: str) -> Node:
 
 
 def _without_unit(text: str) -> tuple[str, str | None]:
-    """An expression and the unit beside it: measures by one name, powers as `cm^2`, '' for any other noun, else None."""
+    """An expression and its unit: measures by one name, `cm^2`; '' for any other noun, None if there is none."""
     money = re.match(r'([-+]?)\s*\\\$\s*', text)
     if money:
         return _without_unit(money[1] + text[money.end():])[0], 'dollar'
     leading = re.match(r'([-+]?)\s*\\text\{(euro|pound)\}\s*(?=\d)', text)
     if leading:
         return leading[1] + text[leading.end():], leading[2]
-    for ending, name in (('%', 'percent'), ('^\\circ', 'degree'), ('\\$', 'dollar')):
+    if _is_in_degrees(text):
+        return text.removesuffix('^\\circ').strip(), 'degree'
+    for ending, name in (('%', 'percent'), ('\\$', 'dollar')):
         if text.endswith(ending):
             number = text.removesuffix(ending).strip()
             return (number, name) if _is_readable(number) else (text, None)
@@ -164,6 +173,14 @@ def _measure(name: str, power: str | None) -> str:
             name, power = name.removeprefix(word).strip(), exponent
     measure = _MEASURES.get(name.rstrip('.'), '')
     return f'{measure}^{power}' if measure and measure != 'unit' and power else '' if measure == 'unit' else measure
+
+
+def _is_in_degrees(text: str) -> bool:
+    """`30^\\circ` is; `\\cos 30^\\circ` is a number like any other."""
+    if not text.endswith('^\\circ') or not _is_readable(text):
+        return False
+    tree = value.parse(text)
+    return tree[0] == 'degrees' or tree[0] == 'neg' and tree[1][0] == 'degrees'
 
 
 def _is_readable(text: str) -> bool:

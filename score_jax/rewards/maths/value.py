@@ -1,247 +1,37 @@
-"""The value of one expression in LaTeX: a small grammar, exact fractions, and 400 digits where roots and pi come in.
+"""The value of an expression: exact fractions, and 400 digits where roots and pi come in.
 
-Nothing is evaluated but this grammar, and every number is bounded before it is computed, so that no text takes long.
-(math-verify's grammar cannot stand here: it reads `2(3)` as 5 and `A` as `a`, and computes binomials while it parses.)
-
-Expressions with variables are compared at rational points, the same for both sides (Schwartz-Zippel).
+Every number is bounded before it is computed, so that no expression takes long. Expressions with variables are compared
+at rational points, the same for both sides (Schwartz-Zippel).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import random
-import re
 from fractions import Fraction
 
 import mpmath
 
+from score_jax.rewards.maths.grammar import FUNCTIONS, Unreadable, parse
+
+__all__ = ['Unreadable', 'close', 'evaluate', 'parse', 'points', 'proportional', 'same', 'shown', 'symbols']
+
 Number = Fraction | mpmath.mpc
 
-_LONGEST, _DEEPEST = 400, 25  # characters, open brackets
-_MOST_EXACT_DIGITS = 20_000
-# Inexact numbers: `_DIGITS` are computed. What goes in is a fraction of at most 150 digits, no magnitude is above 1e90, so
-# errors stay below 1e-300, and what is honestly different is above 1e-150. Between these no verdict is given.
+# Exact numbers have up to 4,000 digits. Of inexact ones 400 are computed; what goes in is a fraction of at most 150,
+# and no magnitude is above 1e90: errors stay below 1e-300, and what is honestly different is above 1e-150. In between
+# there is no verdict.
+_MOST_EXACT_BITS = 13_000
 _DIGITS = 400
 _MOST_DIGITS_IN = 150
 _LARGEST, _SMALLEST, _NOISE = mpmath.mpf('1e90'), mpmath.mpf('1e-150'), mpmath.mpf('1e-300')
-_MOST_POWER, _MOST_FACTORIAL = 20_000, 2_000
+_SAME = mpmath.mpf('1e-280')
+_MOST_POWER, _MOST_FACTORIAL = 13_000, 2_000
+_MOST_IN_EXPONENTIAL, _MOST_IN_FUNCTION = 200, 10 ** 6
 _context = mpmath.mp.clone()
 _context.dps = _DIGITS
-
-_TOKEN = re.compile(r'\\[a-zA-Z]+|\d+(?:\.\d*)?|\.\d+|[a-zA-Z]|[-+*/^_(){}\[\]|!]|\s+')
-_PRODUCT = {'*', '\\cdot', '\\times', '/', '\\div'}
-_CLOSING = {'(': ')', '[': ']', '{': '}', '\\lfloor': '\\rfloor', '\\lceil': '\\rceil', '|': '|'}
-_GREEK = {'\\' + name for name in (
-    'alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon '
-    'phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega infty').split()}
-_FUNCTIONS = {
-    '\\sin': _context.sin, '\\cos': _context.cos, '\\tan': _context.tan, '\\cot': _context.cot, '\\sec': _context.sec,
-    '\\csc': _context.csc, '\\arcsin': _context.asin, '\\arccos': _context.acos, '\\arctan': _context.atan,
-    '\\sinh': _context.sinh, '\\cosh': _context.cosh, '\\tanh': _context.tanh, '\\ln': _context.log,
-    '\\exp': _context.exp}
-_INVERSE = {'\\sin': '\\arcsin', '\\cos': '\\arccos', '\\tan': '\\arctan'}
-
-
-class Unreadable(ValueError):
-    """No expression of this grammar, or too large to evaluate, or without a value; says which."""
-
-
-# ---- parsing: text -> (operation, operands...) ----------------------------------------------------------------------
-
-
-@functools.lru_cache(4096)
-def parse(text: str) -> tuple:
-    """The tree of an expression; raises `Unreadable`."""
-    if len(text) > _LONGEST:
-        raise Unreadable(f'longer than {_LONGEST} characters')
-    tokens, position, depth = [], 0, 0
-    while position < len(text):
-        token = _TOKEN.match(text, position)
-        if token is None:
-            raise Unreadable(f'{text[position]!r} is not part of an expression')
-        position = token.end()
-        depth += (token[0] in '({[') - (token[0] in ')}]')
-        if depth > _DEEPEST:
-            raise Unreadable('nested too deeply')
-        if not token[0].isspace():
-            tokens.append(token[0])
-    if tokens.count('|') > 6:  # where a bar opens and where it closes is found by trying
-        raise Unreadable('too many bars')
-    parser = _Parser(tokens)
-    tree = parser.sum()
-    if parser.next is not None:
-        raise Unreadable(f'{parser.next!r} is out of place')
-    return tree
-
-
-class _Parser:
-    """Recursive descent; `sum`, `product`, `factor` and so on take what they name off the tokens."""
-
-    def __init__(self, tokens: list[str]):
-        self._tokens = tokens[::-1]
-        self._bars = 0
-
-    @property
-    def next(self) -> str | None:
-        return self._tokens[-1] if self._tokens else None
-
-    def _take(self, *wanted: str) -> str | None:
-        return self._tokens.pop() if self._tokens and self._tokens[-1] in wanted else None
-
-    def _expect(self, wanted: str) -> None:
-        if not self._take(wanted):
-            raise Unreadable(f'{wanted!r} is missing')
-
-    def sum(self) -> tuple:
-        tree = self._signed(self.product)
-        while sign := self._take('+', '-'):
-            right = self.product()
-            tree = ('+', tree, right if sign == '+' else ('neg', right))
-        return tree
-
-    def _signed(self, operand) -> tuple:
-        if sign := self._take('+', '-'):
-            value = self._signed(operand)
-            return ('neg', value) if sign == '-' else value
-        return operand()
-
-    def product(self) -> tuple:
-        tree = self.factor()
-        divisor = None  # of the last division, for `1/2x`
-        while True:
-            if symbol := self._take(*_PRODUCT):
-                right = self._signed(self.factor)
-                is_division = symbol in ('/', '\\div')
-                tree = ('/' if is_division else '*', tree, right)
-                divisor = right if is_division else None
-            elif self._starts_factor():
-                if self.next[0].isdigit() or self.next[0] == '.':
-                    raise Unreadable('a number directly behind another factor')
-                if divisor is not None and divisor[0] != 'number':
-                    raise Unreadable('a product behind a division, without brackets')
-                tree = ('*', tree, self.factor())
-            else:
-                return tree
-
-    def _starts_factor(self) -> bool:
-        token = self.next
-        if token is None or token in _PRODUCT or token in ('+', '-', '^', '_', '!', ')', ']', '}', '\\rfloor', '\\rceil'):
-            return False
-        return token != '|' or self._bars == 0
-
-    def factor(self) -> tuple:
-        tree = self._base()
-        while symbol := self._take('^', '!'):
-            if symbol == '!':
-                tree = ('!', tree)
-            elif self.next == '\\circ':
-                self._take('\\circ')
-                tree = ('degrees', tree)
-            elif tree[0] == '^':
-                raise Unreadable('a power of a power, without brackets')
-            else:
-                exponent = self._exponent()
-                tree = ('degrees', tree) if exponent == ('symbol', '\\circ') else ('^', tree, exponent)
-        return tree
-
-    def _exponent(self) -> tuple:
-        return self._signed(self._base)
-
-    def _argument(self) -> tuple:
-        """What a command takes without brackets: a group, or one token, of a number one digit."""
-        if self.next == '{':
-            return self._base()
-        if self.next and self.next.isdigit():
-            digits = self._tokens.pop()
-            self._tokens += [digits[1:]] if digits[1:] else []
-            return ('number', Fraction(int(digits[0])))
-        return self._base()
-
-    def _base(self) -> tuple:
-        token = self._tokens.pop() if self._tokens else None
-        if token is None:
-            raise Unreadable('it ends too early')
-        if token[0].isdigit() or token[0] == '.':
-            return self._number(token)
-        if token in _CLOSING:
-            return self._group(token)
-        if token == '\\frac':
-            return ('/', self._argument(), self._argument())
-        if token == '\\binom':
-            return ('binomial', self._argument(), self._argument())
-        if token == '\\sqrt':
-            return self._root()
-        if token in _FUNCTIONS or token == '\\log':
-            return self._function(token)
-        if token == '\\pi' or token == '\\circ':
-            return ('symbol', token)
-        if token.isalpha() or token in _GREEK:
-            return ('symbol', token + self._subscript())
-        raise Unreadable(f'{token!r} is out of place')
-
-    def _number(self, token: str) -> tuple:
-        if self.next == '_':
-            raise Unreadable('a number in another base')
-        value = Fraction(token)
-        if self.next == '\\frac' and token.isdigit():  # 2\frac{1}{2} is two and a half
-            self._take('\\frac')
-            above, below = self._argument(), self._argument()
-            kinds = above[0] == below[0] == 'number'
-            if kinds and above[1].denominator == below[1].denominator == 1 and 0 < above[1] < below[1]:
-                return ('number', value + above[1] / below[1])
-            return ('*', ('number', value), ('/', above, below))
-        return ('number', value)
-
-    def _group(self, opening: str) -> tuple:
-        self._bars, outer = int(opening == '|'), self._bars
-        tree = self.sum()
-        self._expect(_CLOSING[opening])
-        self._bars = outer
-        name = {'|': 'abs', '\\lfloor': 'floor', '\\lceil': 'ceiling'}.get(opening)
-        return (name, tree) if name else tree
-
-    def _root(self) -> tuple:
-        index = ('number', Fraction(2))
-        if self._take('['):
-            index = self.sum()
-            self._expect(']')
-        return ('^', self._argument(), ('/', ('number', Fraction(1)), index))
-
-    def _subscript(self) -> str:
-        if not self._take('_'):
-            return ''
-        if not self._take('{'):
-            return '_' + self._tokens.pop() if self._tokens else ''
-        name = ''
-        while self.next and self.next != '}':
-            name += self._tokens.pop()
-        self._expect('}')
-        return '_' + name
-
-    def _function(self, name: str) -> tuple:
-        base = power = None
-        while symbol := self._take('^', '_'):
-            if symbol == '_':
-                base = self._argument()
-            else:
-                power = self._exponent()
-        if power == ('neg', ('number', Fraction(1))) and name in _INVERSE:
-            name, power = _INVERSE[name], None
-        if self.next in ('(', '{', '['):
-            argument = self._base()
-        else:
-            argument = self._signed(self.factor)
-            while self._starts_factor() and self.next not in _FUNCTIONS and self.next not in ('\\log', '('):
-                argument = ('*', argument, self.factor())
-        if name == '\\log':
-            tree = ('/', ('\\ln', argument), ('\\ln', base or ('number', Fraction(10))))
-        else:
-            tree = (name, argument)
-        return tree if power is None else ('^', tree, power)
-
-
-# ---- evaluating: tree -> Number -------------------------------------------------------------------------------------
+_NAMES = {'arcsin': 'asin', 'arccos': 'acos', 'arctan': 'atan', 'ln': 'log'}
+_FUNCTIONS = {name: getattr(_context, _NAMES.get(name[1:], name[1:])) for name in FUNCTIONS}
 
 
 def symbols(tree: tuple) -> set[str]:
@@ -262,7 +52,7 @@ def _inexact(x: Number) -> mpmath.mpc:
 def _bounded(x: Number) -> Number:
     """`x`, if it is neither too large nor so small that it cannot be told from 0."""
     if isinstance(x, Fraction):
-        if max(x.numerator.bit_length(), x.denominator.bit_length()) > 4 * _MOST_EXACT_DIGITS:
+        if max(x.numerator.bit_length(), x.denominator.bit_length()) > _MOST_EXACT_BITS:
             raise Unreadable('too large a number')
         return x
     size = abs(x)
@@ -279,7 +69,7 @@ def _power(base: Number, exponent: Number) -> Number:
             return base
         if exponent.denominator == 1:
             bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if abs(exponent) > _MOST_POWER or bits * abs(exponent) > 4 * _MOST_EXACT_DIGITS:
+            if abs(exponent) > _MOST_POWER or bits * abs(exponent) > _MOST_EXACT_BITS:
                 raise Unreadable('too large a power')
             return base ** int(exponent)
         if base < 0 and exponent.denominator % 2:  # the real root of odd order
@@ -322,7 +112,8 @@ def _apply(operation: str, args: list[Number]) -> Number:
         case 'binomial':
             return Fraction(math.comb(_whole(args[0], _MOST_FACTORIAL), _whole(args[1], _MOST_FACTORIAL)))
     argument = _inexact(args[0])
-    if abs(argument) > 10 ** 6 or abs(_context.im(argument)) > 200 or operation.endswith(('exp', 'h')) and abs(argument) > 200:
+    exponential = abs(argument) if operation.endswith(('exp', 'h')) else abs(_context.im(argument))
+    if exponential > _MOST_IN_EXPONENTIAL or abs(argument) > _MOST_IN_FUNCTION:
         raise Unreadable('too large an argument')
     return _FUNCTIONS[operation](argument)
 
@@ -384,7 +175,7 @@ def close(a: Number, b: Number) -> bool:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
     a, b = _inexact(a), _inexact(b)
-    return abs(a - b) <= mpmath.mpf('1e-280') * max(abs(a), abs(b), mpmath.mpf(1))
+    return abs(a - b) <= _SAME * max(abs(a), abs(b), mpmath.mpf(1))
 
 
 def same(a: tuple, b: tuple, degree: Number = None) -> bool:
@@ -392,8 +183,8 @@ def same(a: tuple, b: tuple, degree: Number = None) -> bool:
     return all(close(evaluate(a, point, degree), evaluate(b, point, degree)) for point in points(a, b))
 
 
-def proportional(a: tuple, b: tuple) -> Fraction | None:
-    """The constant `a / b`, as a sign (1 or -1), or None if there is none: equations and inequalities say the same by it."""
+def proportional(a: tuple, b: tuple) -> int | None:
+    """The sign of `a / b` if that is constant, else None: by such a factor relations may differ and say the same."""
     ratios = []
     for point in points(a, b):
         above, below = evaluate(a, point), evaluate(b, point)
@@ -403,4 +194,4 @@ def proportional(a: tuple, b: tuple) -> Fraction | None:
     if any(not close(ratio, ratios[0]) for ratio in ratios):
         return None
     first = _context.mpc(_inexact(ratios[0]))
-    return None if first.imag != 0 else Fraction(1 if first.real > 0 else -1)
+    return None if first.imag != 0 else 1 if first.real > 0 else -1
