@@ -56,8 +56,8 @@ def clean(text: str) -> str:
 
 
 def compact(text: str) -> str:
-    """Without spaces: what two spellings of the same formula agree in."""
-    return re.sub(r'\\text\{\s*|\s+|(?<=[A-Za-z])\}', '', text) if '\\text' in text else text.replace(' ', '')
+    """Without spaces, but between digits: what two spellings of the same formula agree in."""
+    return re.sub(r'(?<!\d) | (?!\d)', '', text)
 
 
 def _command(match: re.Match) -> str:
@@ -82,7 +82,8 @@ def _words(match: re.Match) -> str:
 def _part(words: str) -> str:
     if re.fullmatch(r'\s*\(?[A-Za-z]\)?\s*|[^A-Za-z]*|[A-Z0-9]*\d[A-Z0-9]*', words):
         return words
-    return f'\\text{{{words.strip()}}}'
+    number, noun = re.fullmatch(r'\s*(\d[\d.]*\s)?(.*?)\s*', words, re.DOTALL).groups()
+    return f'{number or ""}\\text{{{noun}}}'
 
 
 def _function(match: re.Match) -> str:

@@ -102,8 +102,15 @@ def _assigned(node: Node) -> tuple[str, Node] | None:
         return None
     name = compact(node.items[0].text)
     if re.fullmatch(r'\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([A-Za-z]\)', name):
-        return name, readings(node.items[-1].text)[0] if node.items[-1].unit is None else node.items[-1]
+        return (name, _result(node.items[1:])) if _result(node.items[1:]) else None
     return None
+
+
+def _result(items: tuple[Node, ...]) -> Node | None:
+    """The last side of a chain of equal ones; None if they are not equal."""
+    *before, last = items
+    last = readings(last.text)[0] if last.unit is None else last
+    return last if all(_nodes(last, item)[0] for item in before) else None
 
 
 def _relations(g: Node, a: Node) -> Result:
@@ -116,7 +123,9 @@ def _relations(g: Node, a: Node) -> Result:
         alone = _assigned(relation)[1]
         return _nodes(alone, other) if relation is g else _nodes(other, alone)
     if set(relation.detail) <= {'=', '\\approx'} and not any(map(_names, relation.items)):
-        alone = relation.items[-1]  # 0.56 = 56% has its result at the end
+        alone = _result(relation.items)  # 0.56 = 56% has its result at the end
+        if alone is None:
+            return False, 'an equation that is not true'
         return _nodes(alone, other) if relation is g else _nodes(other, alone)
     interval = _interval(relation)
     if interval is None:
@@ -132,7 +141,7 @@ def _two_relations(g: Node, a: Node) -> Result:
         mirrored = tuple(_MIRRORED.get(sign, '') for sign in reversed(a.detail))
         if g.detail == mirrored and _in_order(g.items, a.items[::-1])[0]:
             return True, 'equal on all sides, exchanged'
-    if len(g.items) == len(a.items) == 2:
+    if len(g.items) == len(a.items) == 2 and any(map(_names, g.items)):
         try:
             sign = value.proportional(_difference(g), _difference(a))
         except value.Unreadable as error:
@@ -213,10 +222,10 @@ def _is_above_one(tree: tuple) -> bool:
 
 
 def _shown(tree: tuple) -> str:
-    """A value for the eye: a fraction, or 12 digits; at a point where there are variables."""
+    """The value for the eye; at a point where there are variables."""
     number = value.evaluate(tree, value.points(tree)[0])
     at = ' at ' + ', '.join(f'{k}={v}' for k, v in value.points(tree)[0].items()) if value.symbols(tree) else ''
-    return (str(number) if isinstance(number, value.Fraction) and len(str(number)) < 40 else value.shown(number)) + at
+    return value.shown(number) + at
 
 
 @functools.cache

@@ -34,7 +34,7 @@ _MEASURES = {
         'pound pounds lb lbs', 'ounce ounces oz', 'liter liters litre litres l', 'ml milliliter milliliters',
         'gallon gallons', 'dollar dollars usd', 'cent cents', 'euro euros', 'degree degrees deg', 'percent percentage',
         'am a.m', 'pm p.m', 'rad radian radians', 'acre acres', 'unit units', 'kph', 'nickel nickels', 'dime dimes',
-        'quarter quarters')
+        'quarter quarters', 'cup cups')
     for name in names.split()}
 
 
@@ -194,5 +194,5 @@ def _is_readable(text: str) -> bool:
 def words(text: str) -> str:
     """Words without commands, spaces' number, marks and case; the case of a single letter counts."""
     plain = re.sub(r'\\text\{([^{}]*)\}', r' \1 ', text)
-    plain = ' '.join(re.sub(r'[^\w\s:]', '', plain).split())
+    plain = ' '.join(re.sub(r'[^\w\s:-]', '', plain).split())
     return plain.casefold() if len(plain) > 1 else plain

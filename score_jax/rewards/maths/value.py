@@ -166,8 +166,9 @@ def _has_root(tree: tuple) -> bool:
 
 
 def shown(x: Number) -> str:
-    """A value for the eye, to 15 digits."""
-    return _context.nstr(_inexact(x), 15)
+    """A value for the eye: exact, or 15 digits; cut where it is long."""
+    text = str(x) if isinstance(x, Fraction) else _context.nstr(x, 15)
+    return text if len(text) <= 40 else f'{text[:40]}...'
 
 
 def close(a: Number, b: Number) -> bool:
