@@ -108,11 +108,11 @@ maps = []
 while True:
     maps.append(mmap.mmap(-1, 64 << 20))
     for page in range(0, 64 << 20, 4096): maps[-1][page] = 1''', 'memory runtime_error'),
-    _steal('many children of 100 MB', '''
+    _steal('many children of 80 MB', '''
 import time
 for _ in range(12):
     if os.fork() == 0:
-        block = bytearray(100 << 20)
+        block = bytearray(80 << 20)
         for page in range(0, len(block), 4096): block[page] = 1
         time.sleep(1e9)
 time.sleep(1e9)''', 'memory'),
@@ -309,10 +309,10 @@ return 0''', 'wrong', needs='namespaces|landlock', succeeds_bare=True),
 done = 0
 for act in (lambda: open(D + '/keep.txt', 'w'), lambda: os.truncate(D + '/keep.txt', 0), lambda: os.chmod(D, 0),
             lambda: os.rename(D + '/keep.txt', D + '/other'), lambda: os.unlink(D + '/keep.txt'),
-            lambda: os.rename('/tmp', '/tmp2'), lambda: os.utime(D + '/keep.txt', (0, 0))):
+            lambda: os.utime(D + '/keep.txt', (0, 0))):
     try: act(); done += 1
     except OSError: pass
-return 'escaped' if done else 0''', needs='namespaces', succeeds_bare=True),
+return 'escaped' if done else 0''', needs='namespaces'),
     _escape('deletes everything it can reach', '''
 import shutil
 shutil.rmtree(D, ignore_errors=True); shutil.rmtree('/usr/lib', ignore_errors=True); shutil.rmtree('/', ignore_errors=True)

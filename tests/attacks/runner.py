@@ -23,7 +23,7 @@ from programs import ATTACKS, CONTROLS, EXPECTED, Attack  # noqa: E402
 from score_jax.rewards import code  # noqa: E402
 from score_jax.rewards.pool import children  # noqa: E402
 
-LIMITS = {'wall_seconds': 3.0, 'cpu_seconds': 1, 'memory_bytes': 256 << 20, 'output_bytes': 2 << 20}
+LIMITS = {'wall_seconds': 1.5, 'cpu_seconds': 1, 'memory_bytes': 128 << 20, 'output_bytes': 2 << 20}
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -88,7 +88,8 @@ class Host:
 def grade(attack: Attack) -> dict:
     """`outcomes` and `seconds` of the runs, and the `damage` that the machine has taken."""
     host = Host()
-    job = {'tests': [attack.test], 'response': f'```python\n{host.constants}{attack.program}\n```', 'limits': LIMITS}
+    job = {'tests': [attack.test], 'response': f'```python\n{host.constants}{attack.program}\n```',
+           'limits': LIMITS if attack in ATTACKS else {}}
     verdicts = [code.grade_job(job) for _ in range(attack.runs)]
     if 'late' in attack.program:
         time.sleep(0.3)

@@ -101,9 +101,8 @@ class Session:
 
     @property
     def printed(self) -> str:
-        """The first kilobytes of stdout and stderr, as one printable line: no control or direction characters."""
-        text = self._printed.decode(errors='replace')
-        return ''.join(c if c.isprintable() else ' ' for c in text)
+        """The first kilobytes of stdout and stderr, as one printable line."""
+        return _harmless(self._printed.decode(errors='replace'))
 
     def load(self, program: str, setup: str = '') -> None:
         """Runs `program`, and `setup` behind it; raises `Failure`, `SandboxError`. The clock starts here."""
@@ -140,6 +139,7 @@ class Session:
                 lifeline, ours = os.pipe()
                 theirs.callback(os.close, lifeline)
                 self._lifeline = os.fdopen(ours, 'wb', buffering=0)
+                self._end.callback(self._lifeline.close)
                 self._process = subprocess.Popen(
                     [sys.executable, '-s', '-P', '-S', str(_INSIDE), str(requests), str(answers)],
                     stdin=lifeline, stdout=output, stderr=output, pass_fds=(requests, answers), cwd='/',
@@ -181,11 +181,11 @@ class Session:
                     return values.decode(value)
                 case ['error', str(name), str(message)]:
                     outcome = Outcome.MEMORY if name == 'MemoryError' else Outcome.RUNTIME_ERROR
-                    raise Failure(outcome, f'{name}: {message}')
+                    raise Failure(outcome, _harmless(f'{name}: {message}'))
                 case ['not data', 'too large']:
                     raise Failure(Outcome.OUTPUT_LIMIT, 'the answer is too large')
                 case ['not data', str(why)]:
-                    raise Failure(Outcome.WRONG, why)
+                    raise Failure(Outcome.WRONG, _harmless(why))
         except (ValueError, RecursionError):
             pass
         raise Failure(Outcome.RUNTIME_ERROR, 'an answer that the sandbox never writes')
@@ -276,6 +276,11 @@ class Session:
             return self._read_output()
         except (BlockingIOError, Failure):
             return False
+
+
+def _harmless(text: str) -> str:
+    """Without what a terminal or a page would act on: control and direction characters."""
+    return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
 def _argument(value) -> tuple:
