@@ -73,6 +73,19 @@ def test_what_is_wrong_with_a_line_is_said(line, kind, says):
         grade.job_of(line, kind)
 
 
+def test_programs_are_graded_through_the_same_command():
+    tests = {'tests': ['assert double(2) == 4', 'assert double(0) == 0']}
+    check = {'check': 'def check(f):\n    assert f(2) == 4', 'entry_point': 'double'}
+    lines = [
+        {**tests, 'response': 'def double(x):\n    return 2 * x'},
+        {**tests, 'response': 'def double(x):\n    return 4'},
+        {**check, 'response': 'def double(x): return x + x'},
+        {'tests': ['no tests'], 'response': 'x = 1'}]
+    out, err, code = run(''.join(json.dumps(line) + '\n' for line in lines), '--kind=code')
+    assert code == 0 and [line['outcome'] for line in out] == ['correct', 'wrong', 'correct', 'sandbox_error']
+    assert 'Traceback' not in err and out[0]['extracted'].startswith('def double')
+
+
 def test_no_input_is_no_output():
     assert run('', '--kind=math')[::2] == ([], 0)
 

@@ -39,6 +39,8 @@ def job_function(job: dict) -> Verdict:
             if not os.path.exists(job['path']):
                 Path(job['path']).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        case 'refuse':
+            raise UserError('this is no job')
         case 'print':
             print('{"outcome": "correct", "read": "forged", "last": false}', flush=True)
             return Verdict(Outcome.WRONG)
@@ -113,6 +115,13 @@ def test_a_worker_that_dies_without_a_cause_gives_its_job_a_second_try(pool, tmp
     verdict = one(pool, do='die')
     assert verdict.outcome is Outcome.SANDBOX_ERROR and verdict.seconds > 0
     assert one(pool, do='echo', text='next').read == 'next'
+
+
+def test_a_job_that_the_function_refuses_is_told_and_costs_no_worker(capfd):
+    with Pool('test_pool:job_function', workers=1, limits=LIMITS) as pool:
+        before, refused, after = pool.map([{'do': 'pid'}, {'do': 'refuse'}, {'do': 'pid'}])
+    assert refused.outcome is Outcome.SANDBOX_ERROR and before.read == after.read
+    assert capfd.readouterr().err == 'this is no job\n'
 
 
 def test_what_a_job_prints_is_no_answer(pool):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
-import importlib
 import json
 import os
 import sys
@@ -23,9 +22,12 @@ from collections.abc import Iterable, Iterator
 from score_jax.errors import UserError
 from score_jax.rewards import maths
 from score_jax.rewards.outcome import Outcome, Verdict
-from score_jax.rewards.pool import Pool
+from score_jax.rewards.pool import Limits, Pool
 
-_MODULES = {'math': 'score_jax.rewards.maths', 'code': 'score_jax.rewards.code'}
+# What applies to a job, and its limits; a program has limits of its own in the sandbox, below these.
+_GRADERS = {
+    'math': ('score_jax.rewards.maths:grade_job', maths.LIMITS),
+    'code': ('score_jax.rewards.code:grade_job', Limits(wall_seconds=60, cpu_seconds=60, memory_bytes=1 << 30))}
 _AHEAD = 64  # jobs read ahead of the oldest open verdict, per worker: bounds memory, not order
 
 
@@ -50,9 +52,9 @@ def job_of(line: str, kind: str) -> dict:
 
 def grade(lines: Iterable[str], kind: str, workers: int, form: str = 'any') -> Iterator[Verdict | UserError]:
     """A verdict for every line, in order; for a line that is no job, the error that says so."""
-    module = importlib.import_module(_MODULES[kind])
+    function, limits = _GRADERS[kind]
     waiting: collections.deque = collections.deque()
-    with Pool(f'{_MODULES[kind]}:grade_job', workers=workers, limits=module.LIMITS) as pool:
+    with Pool(function, workers=workers, limits=limits) as pool:
         for line in lines:
             try:
                 job = job_of(line, kind)
@@ -77,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog='python -m score_jax.rewards.grade', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--kind', choices=tuple(_MODULES), required=True)
+    parser.add_argument('--kind', choices=tuple(_GRADERS), required=True)
     parser.add_argument('--workers', type=int, default=os.cpu_count())
     parser.add_argument('--form', choices=maths.FORMS, default='any', help='how answers are given (math)')
     args = parser.parse_args()

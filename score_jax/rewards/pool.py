@@ -49,7 +49,8 @@ class Pool:
     ends. Any thread may call, several at the same time; a slow job holds up no other while a worker is free.
 
     A job that runs out of time is `TIMEOUT`, one out of memory `MEMORY`, one too large to send `OUTPUT_LIMIT`. A worker
-    that dies without such a cause gives its job a second try in another, and then `SANDBOX_ERROR`.
+    that dies without such a cause gives its job a second try in another, and then `SANDBOX_ERROR`; a `UserError` of
+    `function` is printed and is a `SANDBOX_ERROR` at once.
     """
 
     def __init__(self, function: str, *, workers: int, limits: Limits):

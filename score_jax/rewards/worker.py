@@ -15,6 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
+from score_jax.errors import UserError
 from score_jax.rewards.outcome import Outcome, Verdict
 from score_jax.rewards.pool import LARGEST_JOB, children
 
@@ -62,6 +63,9 @@ def _apply(function, job: dict, cpu_seconds: float) -> Verdict:
         return function(job)
     except MemoryError:
         return Verdict(Outcome.MEMORY)
+    except UserError as error:  # the job is none: another worker could not do it either
+        print(error, file=sys.stderr, flush=True)
+        return Verdict(Outcome.SANDBOX_ERROR)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
