@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
@@ -103,8 +104,11 @@ class Server:
     def ask(self, what: str) -> tuple[dict, float]:
         """An answer and how long it took, seconds."""
         began = time.perf_counter()
-        with urlopen(f'{self.url}api/{what}') as response:
-            body = response.read()
+        try:
+            with urlopen(f'{self.url}api/{what}') as response:
+                body = response.read()
+        except HTTPError as error:  # a sample that is not in the index yet
+            body = error.read()
         return json.loads(body), time.perf_counter() - began
 
     def peak(self) -> float:

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
     runs = f'{len(watcher.runs)} run' + 's' * (len(watcher.runs) != 1) if watcher.runs else 'no run yet'
     print(f'{server.url}  ({runs}; Ctrl-C ends it)', flush=True)
+    sys.setswitchinterval(5e-4)  # seconds; a request waits that long for the thread that reads files, at every turn
     threading.Thread(target=watcher.follow, daemon=True).start()
     try:
         server.serve_forever()

@@ -81,17 +81,18 @@ class Browser:
             raise RuntimeError(json.dumps(answer['exceptionDetails'])[:1000])
         return answer['result'].get('value')
 
-    def until(self, expression: str):
-        """Waits for an expression to be true, and returns its value."""
-        deadline = time.monotonic() + _PATIENCE
+    def until(self, expression: str) -> None:
+        """Waits for an expression to be true."""
+        deadline, error = time.monotonic() + _PATIENCE, ''
         while time.monotonic() < deadline:
             try:
-                if value := self.js(expression):
-                    return value
-            except RuntimeError:
-                pass  # between two pages
+                if self.js(f'Boolean({expression})'):
+                    return
+            except RuntimeError as caught:  # between two pages
+                error = str(caught)
             time.sleep(0.05)
-        raise AssertionError(f'never true in the page: {expression}\n{self.js("document.body.innerText")[:2000]}')
+        text = self.js('document.body.innerText')[:2000]
+        raise AssertionError(f'never true in the page: {expression}\n{error}\n{text}')
 
     def key(self, key: str) -> None:
         text = {'text': key} if len(key) == 1 else {}

@@ -315,6 +315,8 @@ def test_search_that_runs_out_of_time_goes_on_where_it_stopped(many, monkeypatch
     files, samples, bits = many
     first = search.page(files, search.Filter(text='zebra'), bits, None, 50)
     assert first['rows'] == [] and first['next'] is not None and first['scanned'] == 10
+    last_of_a_file = search.Place('r0', 'stage2', 5)
+    assert search.page(files, search.Filter(text='zebra'), bits, last_of_a_file, 50)['next'] == ('r0', 'stage1', 149)
     assert pages(files, search.Filter(text='apple'), bits, 50) == expected(files, samples, search.Filter(text='apple'))
 
 

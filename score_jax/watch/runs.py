@@ -21,6 +21,8 @@ FOLDERS_MAX = 20_000  # that are looked into
 JSON_MAX = 4 << 20  # bytes of a results.json or config.json that is read
 LOOK_EVERY = 3.0  # seconds between two searches for new runs and stages
 POLL_EVERY = 0.7  # seconds between two looks at all files when nothing is left to read
+SLICE = 1 << 18  # bytes of samples that are read at once, a few milliseconds
+PATIENCE = 0.05  # seconds that reading waits for questions
 TURN = 0.3  # seconds that samples are read before the metrics are looked at again
 
 
@@ -88,6 +90,7 @@ class Watcher:
         self.labels = Labels()
         self.runs: dict[str, Run] = {}
         self._workdirs = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
+        self.questions = 0  # that are being answered; reading waits for them
         self._closed = threading.Event()
         self._looked = 0.0
         self._queue: collections.deque[SampleFile] = collections.deque()
@@ -134,12 +137,19 @@ class Watcher:
         until = time.monotonic() + TURN
         idle = 0
         while idle < len(self._queue) and time.monotonic() < until and not self._closed.is_set():
-            if self._queue[0].advance():
+            self._give_way()
+            if self._queue[0].advance(SLICE):
                 busy, idle = True, 0
             else:
                 idle += 1
             self._queue.rotate(-1)
         return busy
+
+    def _give_way(self) -> None:
+        """Leaves the interpreter to the questions, unless they never end."""
+        until = time.monotonic() + PATIENCE
+        while self.questions > 0 and time.monotonic() < until:
+            time.sleep(0.001)
 
     def progress(self) -> dict:
         """Bytes of samples in the index, and on disk."""

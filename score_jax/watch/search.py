@@ -22,6 +22,7 @@ PAGE_BYTES = 8 << 20  # of lines on one page, at least one
 SLICE_ROWS = 2000  # that are searched at once
 SLICE_BYTES = 4 << 20
 SNIPPET = 200  # characters of a text in a list
+_NONE = np.zeros(0, np.uint32)
 LONGEST = 20_000  # characters of a text that are shown; the middle of a longer one is left out
 
 
@@ -66,18 +67,19 @@ def count(files: Files, wanted: Filter, bits: dict[str, int]) -> dict:
     kind only, so that the kinds are counted whatever kind is asked for.
     """
     any_kind = wanted._replace(labels=tuple(name for name in wanted.labels if name not in KINDS))
-    total, by_label, by_source = 0, dict.fromkeys(bits, 0), {}
+    by_source, labels, of_any_kind = {}, [_NONE], [_NONE]
     for _, _, file in files:
         index = file.index
         codes = _taken(index.source, rows(file, index, wanted._replace(source=''), bits))
         for name, share in zip(file.sources, np.bincount(codes, minlength=len(file.sources)).tolist()):
             by_source[name] = by_source.get(name, 0) + share
-        labels = _taken(index.labels, rows(file, index, wanted, bits))
-        total += len(labels)
-        of_any_kind = labels if any_kind == wanted else _taken(index.labels, rows(file, index, any_kind, bits))
-        for name, bit in bits.items():
-            by_label[name] += int(np.count_nonzero((of_any_kind if name in KINDS else labels) & np.uint32(bit)))
-    return {'total': total, 'labels': by_label, 'sources': by_source}
+        labels.append(_taken(index.labels, rows(file, index, wanted, bits)))
+        if any_kind != wanted:
+            of_any_kind.append(_taken(index.labels, rows(file, index, any_kind, bits)))
+    passing = np.concatenate(labels)
+    counted = {True: passing if any_kind == wanted else np.concatenate(of_any_kind), False: passing}
+    by_label = {name: int(np.count_nonzero(counted[name in KINDS] & np.uint32(bit))) for name, bit in bits.items()}
+    return {'total': len(passing), 'labels': by_label, 'sources': by_source}
 
 
 def _taken(column: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -96,8 +98,9 @@ def page(files: Files, wanted: Filter, bits: dict[str, int], start: Place | None
         todo = rows(file, index, wanted, bits)
         if start is not None and (run, stage) == start[:2]:
             todo = todo[todo <= start.row] if file.latest_first else todo[todo >= start.row]
-        done = 0
         for part in _slices(index, todo):
+            if scanned and time.monotonic() > until:
+                return {'rows': found, 'next': Place(run, stage, int(part[0])), 'scanned': scanned}
             for row, line in _matching(file, index, part, wanted.text):
                 if found and (len(found) == limit or read + len(line) > PAGE_BYTES or time.monotonic() > until):
                     scanned += int(np.argmax(part == row))
@@ -107,9 +110,6 @@ def page(files: Files, wanted: Filter, bits: dict[str, int], start: Place | None
                 if sample is not None and (not wanted.text or _holds(sample, wanted.text)):
                     found.append(_summary(Place(run, stage, row), sample, file, index, bits))
             scanned += len(part)
-            done += len(part)
-            if time.monotonic() > until and done < len(todo):
-                return {'rows': found, 'next': Place(run, stage, int(todo[done])), 'scanned': scanned}
     return {'rows': found, 'next': None, 'scanned': scanned}
 
 

@@ -7,11 +7,13 @@ refused, so that no web site can reach the data under a name of its own (DNS reb
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from urllib.parse import parse_qs, urlsplit
@@ -52,12 +54,24 @@ class Server(ThreadingHTTPServer):
         """Raises `UserError` if the port is not to be had."""
         self.watcher = watcher
         self.files = _files()
+        self._counting = threading.Lock()
         self.reading = threading.Semaphore(2)  # answers that hold texts, so that their sizes do not add up
         try:
             super().__init__((ADDRESS, port), Handler)
         except OSError as error:
             reason = 'is taken' if error.errno == errno.EADDRINUSE else f'cannot be opened ({error.strerror})'
             raise UserError(f'port: {port} {reason}; name another, or --port=0 for any free one.') from None
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Tells the watcher that somebody waits."""
+        with self._counting:
+            self.watcher.questions += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self.watcher.questions -= 1
 
     def handle_error(self, request, client_address) -> None:
         """A browser that closes its connection early is no error."""
@@ -95,13 +109,14 @@ class Handler(BaseHTTPRequestHandler):
         answer = ANSWERS.get(address.path)
         if answer is None:
             return self._send(404, 'text/plain', b'No such page.\n')
-        try:
-            value = answer(self.server, query)
-        except Refused as refused:
-            return self._send(refused.status, 'application/json', _json({'error': str(refused)}))
-        if isinstance(value, bytes):
-            return self._send(200, 'text/plain', value, {'Content-Disposition': 'attachment; filename="sample.json"'})
-        self._send(200, 'application/json', _json(value))
+        with self.server.answering():
+            try:
+                value = answer(self.server, query)
+            except Refused as refused:
+                return self._send(refused.status, 'application/json', _json({'error': str(refused)}))
+            if isinstance(value, bytes):
+                return self._send(200, 'text/plain', value, {'Content-Disposition': 'attachment; filename="sample.json"'})
+            self._send(200, 'application/json', _json(value))
 
     def _send(self, status: int, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:
         self.send_response(status)

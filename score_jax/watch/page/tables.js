@@ -111,11 +111,13 @@ function resultCell(row, { key, title, difference }) {
     low !== null && high !== null && h('small', null, `${show(low)}${difference ? ' to ' : '–'}${show(high)}`));
 }
 
-export function runName(run, colours) {
-  const dot = h('i', { class: 'dot' });
+export function runDot(run, colours) {
+  const dot = h('i', { class: 'dot', title: run });
   dot.style.background = `var(${colours[run]})`;
-  return h('small', { class: 'of-run' }, dot, run);
+  return dot;
 }
+
+export const runName = (run, colours) => h('small', { class: 'of-run' }, runDot(run, colours), run);
 
 // --- configs
 

@@ -4,7 +4,7 @@ import { ask, rawAddress } from './api.js';
 import { compare } from './diff.js';
 import { count, h, short } from './dom.js';
 import { go, link, state } from './state.js';
-import { runName } from './tables.js';
+import { runDot } from './tables.js';
 
 const PAGE = 50;
 const KEEP = { row: null, stage: null, in: null }; // no sample is open
@@ -70,7 +70,7 @@ export class Transcripts {
       Object.assign(this, { next: answer.next, scanned: this.scanned + answer.scanned });
       this.rows.push(...answer.rows);
       this.list.append(...answer.rows.map((row) => this.item(row)));
-      this.mark();
+      this.mark(false);
       this.tell();
       if (this.fresh && this.rows.length && !state.row && matchMedia('(min-width: 60rem)').matches) {
         this.fresh = false;
@@ -127,7 +127,7 @@ export class Transcripts {
     const item = h('a', { href: link({ in: run, stage, row: String(line) }), class: 'sample' },
       h('span', { class: `way ${toneOf(row.kind)}`, title: row.kind }, row.turns.map((turn) => (turn.outcome === 'correct' ? '✓' : '✗'))),
       h('b', null, row.problem || 'no problem'),
-      h('span', { class: 'where' }, this.runs.length > 1 && runName(run, this.colours), row.step === null ? row.source.replace('evaluation · ', '') : `step ${row.step}`),
+      h('span', { class: 'where' }, this.runs.length > 1 && runDot(run, this.colours), row.step === null ? row.source.replace('evaluation · ', '') : `step ${row.step}`),
       h('small', { class: 'answers' }, answers, row.copied && h('em', null, ' copied')));
     item.addEventListener('click', (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -152,11 +152,12 @@ export class Transcripts {
     if (at + by >= this.rows.length - 10) this.more();
   }
 
-  mark() {
+  // Shows which row is open; it is only scrolled to when it was opened, not when the list grew.
+  mark(scroll) {
     for (const row of this.rows) {
       const open = isOpen(row.place);
-      row.element.setAttribute('aria-current', open ? 'true' : 'false');
-      if (open) row.element.scrollIntoView({ block: 'nearest' });
+      row.element.setAttribute('aria-current', String(open));
+      if (open && scroll) row.element.scrollIntoView({ block: 'nearest' });
     }
   }
 
@@ -165,7 +166,7 @@ export class Transcripts {
     const place = state.row ? [state.in ?? '', state.stage ?? '', state.row] : null;
     if (String(place) === this.shown) return;
     this.shown = String(place);
-    this.mark();
+    this.mark(true);
     if (!place) {
       this.detail.replaceChildren(h('p', { class: 'empty' }, 'Choose a transcript; j and k go through the list.'));
       return;
