@@ -1,4 +1,4 @@
-"""Every reference solution of MBPP and HumanEval, and mutants of them, through the code grader: verdicts and throughput.
+"""References of MBPP and HumanEval, and mutants of them, through the code grader: verdicts and throughput.
 
     python benchmarks/sandbox.py --data=DIR [--workers=2] [--every=1]
 
@@ -14,6 +14,7 @@ import collections
 import gzip
 import json
 import random
+import resource
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from score_jax.rewards import Outcome  # noqa: E402
-from score_jax.rewards.pool import Limits, Pool  # noqa: E402
-from score_jax.rewards.sandbox import Failure, SandboxError, Session, active  # noqa: E402
+from score_jax.rewards import Outcome
+from score_jax.rewards.pool import Limits, Pool
+from score_jax.rewards.sandbox import Failure, SandboxError, Session, active
 
+_LIMITS = Limits(wall_seconds=60, cpu_seconds=30, memory_bytes=1 << 30)  # of the trusted side
 _SWAPS = {ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
           ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Mod: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}
 
@@ -91,39 +93,50 @@ def passes_in_plain_python(job: dict) -> bool:
         return False
 
 
+def grade(jobs: list[dict], workers: int) -> list[Outcome]:
+    with Pool('score_jax.rewards.code:grade_job', workers=workers, limits=_LIMITS) as pool:
+        pool.map(jobs[:workers])  # starts them
+        start = time.monotonic()
+        outcomes = [verdict.outcome for verdict in pool.map(jobs)]
+        print(f'{len(jobs) / (time.monotonic() - start):.1f} programs/s', end=', ')
+    return outcomes
+
+
+def grade_references(jobs: dict[str, dict], workers: int) -> None:
+    outcomes = grade(list(jobs.values()), workers)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the workers and all below them, now that they have ended
+    print(f'{1000 * (used.ru_utime + used.ru_stime) / len(jobs):.0f} ms of CPU each')
+    print(f'references: {outcomes.count(Outcome.CORRECT)} of {len(jobs)} pass')
+    for name, outcome in zip(jobs, outcomes):
+        if outcome is not Outcome.CORRECT:
+            print(f'  {name}: {outcome}')
+
+
+def grade_mutants(jobs: dict[str, dict], workers: int) -> None:
+    rng = random.Random(0)
+    pairs = [(name, mutant) for name, job in jobs.items() for mutant in mutants(job, rng)]
+    outcomes = grade([mutant for _, mutant in pairs], workers)
+    with ThreadPoolExecutor(workers) as executor:
+        equivalent = list(executor.map(passes_in_plain_python, [mutant for _, mutant in pairs]))
+    wrong = [outcome for outcome, same in zip(outcomes, equivalent) if not same]
+    print(f'\nmutants: {len(pairs)}, of which {sum(equivalent)} pass their tests in plain Python too; '
+          f'of the other {len(wrong)}, {len(wrong) - wrong.count(Outcome.CORRECT)} fail; '
+          f'{dict(collections.Counter(map(str, outcomes)))}')
+    for (name, mutant), outcome, same in zip(pairs, outcomes, equivalent):
+        if (outcome is Outcome.CORRECT) != same:
+            print(f'  {name}: {outcome} here, {"right" if same else "wrong"} in plain Python\n{mutant["response"]}')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--every', type=int, default=1, help='take every n-th problem')
     flags = parser.parse_args()
-    jobs = dict(list(reference_jobs(flags.data).items())[::flags.every])
-    limits = Limits(wall_seconds=60, cpu_seconds=30, memory_bytes=1 << 30)
     print(f'layers: {", ".join(active())}; {flags.workers} workers')
-    with Pool('score_jax.rewards.code:grade_job', workers=flags.workers, limits=limits) as pool:
-        pool.map(list(jobs.values())[:flags.workers])  # starts them
-        start = time.monotonic()
-        verdicts = pool.map(list(jobs.values()))
-        seconds = time.monotonic() - start
-        for name, verdict in zip(jobs, verdicts):
-            if verdict.outcome is not Outcome.CORRECT:
-                print(f'  {name}: {verdict.outcome}')
-        right = sum(verdict.outcome is Outcome.CORRECT for verdict in verdicts)
-        print(f'references: {right} of {len(jobs)} pass; {len(jobs) / seconds:.1f} programs/s')
-
-        rng = random.Random(0)
-        pairs = [(name, mutant) for name, job in jobs.items() for mutant in mutants(job, rng)]
-        outcomes = [verdict.outcome for verdict in pool.map([mutant for _, mutant in pairs])]
-    passed = [outcome is Outcome.CORRECT for outcome in outcomes]
-    with ThreadPoolExecutor(flags.workers) as executor:
-        equivalent = list(executor.map(passes_in_plain_python, [mutant for _, mutant in pairs]))
-    for (name, mutant), grader, plain in zip(pairs, passed, equivalent):
-        if grader != plain:
-            print(f'  {name}: {"passes" if grader else "fails"} here, not in plain Python\n{mutant["response"]}')
-    killed = len(pairs) - sum(equivalent)
-    print(f'mutants: {len(pairs)}, of which {sum(equivalent)} pass their tests in plain Python too; of the other {killed}, '
-          f'{sum(not p for p, e in zip(passed, equivalent) if not e)} fail; '
-          f'{dict(collections.Counter(map(str, outcomes)))}')
+    jobs = dict(list(reference_jobs(flags.data).items())[::flags.every])
+    grade_references(jobs, flags.workers)
+    grade_mutants(jobs, flags.workers)
 
 
 if __name__ == '__main__':

@@ -55,15 +55,16 @@ def test_a_program_is_found_in_its_response(response):
 
 
 @pytest.mark.parametrize('response', [
-    '', ' \n', 'I cannot do that.', 'It is f(x) = 2x.', '```python\n```', '```', 'def g(x): return 2 * x', 'x' * (1 << 19)])
+    '', ' \n', 'I cannot do that.', 'It is f(x) = 2x.', '```python\n```', '```', 'def g(x): return 2 * x',
+    'x' * (1 << 19)])
 def test_without_a_program_there_is_no_answer(response):
     verdict = grade_job({'tests': TESTS, 'response': response})
     assert verdict.outcome is Outcome.NO_ANSWER and verdict.read is None
 
 
 @pytest.mark.parametrize('response', [
-    '    return 2 * x', '\n    return 2 * x\n', '    y = x\n    return x + y\n\nThat is all.', '    return 2 * x\n```\nDone.',
-    f'```python\n{DOUBLE}\n```', '```python\n    return 2 * x\n```', DOUBLE])
+    '    return 2 * x', '\n    return 2 * x\n', '    y = x\n    return x + y\n\nThat is all.',
+    '    return 2 * x\n```\nDone.', f'```python\n{DOUBLE}\n```', '```python\n    return 2 * x\n```', DOUBLE])
 def test_a_response_may_go_on_where_the_prompt_ends(response):
     assert outcome(response, prompt=PROMPT) is Outcome.CORRECT
     assert extract(response, 'f', PROMPT).startswith(PROMPT)
@@ -117,7 +118,7 @@ def test_tests_are_python(program, tests):
 
 
 def test_setup_makes_what_tests_pass():
-    program = '```python\nclass Node:\n    def __init__(self, v): self.v = v; self.next = None\ndef f(n): return n.next.v\n```'
+    program = '```python\nclass Node:\n    def __init__(self, v): self.v = v\ndef f(n): return n.next.v\n```'
     job = {'setup': 'root = Node(1)\nroot.next = Node(2)', 'tests': ['assert f(root) == 2']}
     assert outcome(program, **job) is Outcome.CORRECT
     assert outcome(program, **{**job, 'tests': ['assert f(root) == 1']}) is Outcome.WRONG
@@ -128,12 +129,16 @@ def test_every_test_must_hold():
 
 
 def check(source: str, response: str, prompt: str = PROMPT) -> Outcome:
-    return grade_job({'check': source, 'entry_point': 'f', 'prompt': prompt, 'response': response, 'limits': LIMITS}).outcome
+    job = {'check': source, 'entry_point': 'f', 'prompt': prompt, 'response': response, 'limits': LIMITS}
+    return grade_job(job).outcome
 
 
 def test_a_check_is_given_the_program_and_the_helpers_of_the_prompt():
     prompt = 'def helper(x):\n    return x + x\n\n' + PROMPT
-    source = 'def check(candidate):\n    assert candidate(2) == helper(2)\n    assert f(3) == 6 and math.floor(candidate(1)) == 2'
+    source = '''
+def check(candidate):
+    assert candidate(2) == helper(2)
+    assert f(3) == 6 and math.floor(candidate(1)) == 2'''
     assert check(source, '    return helper(x)', prompt) is Outcome.CORRECT
     assert check(source, '    return helper(x) + 1', prompt) is Outcome.WRONG
 
@@ -191,13 +196,14 @@ def references() -> dict[str, dict]:
     if not (DATA / 'mbpp/mbpp.jsonl').exists():
         pytest.skip(f'MBPP and HumanEval are not in {DATA}')
     jobs = reference_jobs(DATA)
-    corners = ['MBPP/367', 'MBPP/533', 'MBPP/596', 'MBPP/601', 'MBPP/912', 'HumanEval/32', 'HumanEval/33', 'HumanEval/38']
+    corners = [f'MBPP/{n}' for n in (367, 533, 596, 601, 912)] + [f'HumanEval/{n}' for n in (32, 33, 38)]
     return {name: jobs[name] for name in dict.fromkeys([*corners, *list(jobs)[::25]])}
 
 
 def test_reference_solutions_pass(references):
     """A sample, and what is odd among them; `benchmarks/sandbox.py` does all of them."""
-    assert {name: grade_job(job).outcome for name, job in references.items()} == dict.fromkeys(references, Outcome.CORRECT)
+    outcomes = {name: grade_job(job).outcome for name, job in references.items()}
+    assert outcomes == dict.fromkeys(references, Outcome.CORRECT)
 
 
 def test_a_mutant_passes_only_if_its_tests_hold_in_plain_python_too(references):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from attacks.programs import ATTACKS, CONTROLS
+from attacks.controls import CONTROLS
+from attacks.programs import ATTACKS
 from score_jax.errors import UserError
 from score_jax.rewards import Outcome
 from score_jax.rewards.code import grade_job
@@ -120,11 +121,12 @@ class Colour(enum.IntEnum): RED = 1
 Point = collections.namedtuple('Point', 'x y')
 class Text(str): pass
 def echo(*args): return args
-def special(): return [collections.Counter('aab'), collections.OrderedDict(a=1), Colour.RED, Point(1, 2), Text('x'), True,
-                       collections.defaultdict(list, {1: [2]})]'''
+def special(): return [collections.Counter('aab'), collections.OrderedDict(a=1), Colour.RED, Point(1, 2), Text('x'),
+                       True, collections.defaultdict(list, {1: [2]})]'''
     with open_session() as one:
         one.load(program)
-        plain = ([1, -0.0, math.inf, 10**40, -10**40, 'a\ud800\n', b'\x00', None, True, 1j], (), {1: {2, 3}, (1, 'a'): frozenset([1])})
+        plain = ([1, -0.0, math.inf, 10**40, -10**40, 'a\ud800\n', b'\x00', None, True, 1j], (),
+                 {1: {2, 3}, (1, 'a'): frozenset([1])})
         back = one.call('echo', plain)
         assert repr(back) == repr(plain)
         special = one.call('special')
@@ -150,8 +152,8 @@ def test_arguments_that_only_the_program_can_build_are_built_there():
 
 
 @pytest.mark.parametrize('answer', [
-    {'a': 1}, [], ['x'], ['pickle', 'x'], ['d', 1], ['d', ['l'], 1], ['s', ['l']], ['n', '1' * 40000], ['n', 1], ['n', 'xyz'],
-    ['f', '1.0'], ['c', 'a', 'b'], ['b', 'xy'], ['i'] * 2 + [['q']], [['l']]])
+    {'a': 1}, [], ['x'], ['pickle', 'x'], ['d', 1], ['d', ['l'], 1], ['s', ['l']], ['n', '1' * 40000], ['n', 1],
+    ['n', 'xyz'], ['f', '1.0'], ['c', 'a', 'b'], ['b', 'xy'], ['i'] * 2 + [['q']], [['l']]])
 def test_an_answer_that_the_encoder_never_writes_is_refused(answer):
     with pytest.raises(ValueError):
         values.decode(answer)
@@ -278,7 +280,7 @@ def test_fewer_layers_than_demanded_are_refused_in_a_sentence(monkeypatch):
     try:
         assert 'namespaces' not in active() and 'seccomp' in active()
         require(['seccomp'])
-        with pytest.raises(UserError, match=r'namespaces \(unshare: Operation not permitted\).*user namespaces.*config'):
+        with pytest.raises(UserError, match=r'namespaces \(unshare: Oper.* not permitted\).*user namespaces.*config'):
             require(['seccomp', 'namespaces'])
         with pytest.raises(UserError, match="'firejail' is unknown; there are uid, "):
             require(['firejail'])

@@ -3,7 +3,7 @@
     assert f([1, 2]) == 3        f([1, 2]) is a request to the sandbox; its answer is data; == happens here
     check(candidate)             what `candidate` is given becomes such a request as well
 
-Equality is what the data sets mean by it: Python's `==` between plain built-in values, in which 1, 1.0 and True are equal.
+Equality is what the data sets mean by it: Python's `==` between plain built-in values, where 1, 1.0 and True are equal.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ def grade_job(job: dict) -> Verdict:
 
     Args:
       job: either `tests`, a list of Python sources with asserts (MBPP), or `check`, the source of a function
-        `check(candidate)`, with `entry_point`, the name of what it is given (HumanEval). Optional: `prompt`, source that
-        the response continues or stands on (imports, helpers), and that `check` may use; `setup`, Python which runs behind
-        the program and makes what `tests` pass to it; `limits`, fields of `sandbox.Limits`.
+        `check(candidate)`, with `entry_point`, the name of what it is given (HumanEval). Optional: `prompt`, source
+        that the response continues or stands on (imports, helpers), and that `check` may use; `setup`, Python which
+        runs behind the program and makes what `tests` pass to it; `limits`, fields of `sandbox.Limits`.
 
     Returns:
-      `NO_ANSWER` if there is no program. `WRONG` if a test fails; `RUNTIME_ERROR`, `TIMEOUT`, `MEMORY`, `OUTPUT_LIMIT` if
-      the program gives no answer that could be tested. `SANDBOX_ERROR` if the sandbox fails twice, or the tests are broken.
+      `NO_ANSWER` if there is no program. `WRONG` if a test fails; `RUNTIME_ERROR`, `TIMEOUT`, `MEMORY`,
+      `OUTPUT_LIMIT` if the program gives no answer that could be tested. `SANDBOX_ERROR` if the sandbox fails twice,
+      or the tests are broken.
 
     Raises:
       UserError: the tests are no tests.

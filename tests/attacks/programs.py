@@ -1,7 +1,7 @@
-"""Programs that attack their grader, as data, and honest ones that must not be mistaken for them.
+"""Programs that attack their grader, as data.
 
-Each defines `solve`. Those that steal look for the expected value, 716253, which lies in every place named by the
-constants that the runner puts in front (`HOST`); those that break out return 'escaped' if they did.
+Each defines `solve`. Those that steal look for the expected value, which lies wherever the constants that the runner
+puts in front of them point to; those that break out return 'escaped' if they did.
 """
 
 import dataclasses
@@ -35,6 +35,11 @@ def _steal(name: str, body: str, outcomes: str = 'wrong runtime_error', **more) 
 def _escape(name: str, body: str, outcomes: str = 'wrong runtime_error', **more) -> Attack:
     return Attack(name, outcomes, 'import os, sys, ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ndef solve(x):\n'
                   + _indented(body), test=ESCAPE, **more)
+
+
+def _frame(body: bytes) -> bytes:
+    """As answers are sent."""
+    return len(body).to_bytes(4, 'big') + body
 
 
 def _indented(text: str) -> str:
@@ -176,8 +181,10 @@ for _ in range(4):
     if os.fork() == 0:
         while True: os.write(1, b'x' * 65536)
 import time; time.sleep(1e9)''', 'output_limit'),
-    _steal('terminal escapes and broken UTF-8', r"os.write(1, b'\x1b]0;owned\x07\x1b[2J\xff\xfe\xed\xa0\x80' * 100); return '\ud800\x1b[31m'",
-           'wrong'),
+    _steal('terminal escapes and broken UTF-8', r'''
+os.write(1, b'\x1b]0;owned\x07\x1b[2J\xff\xfe\xed\xa0\x80' * 100)
+return '\ud800\x1b[31m'
+''', 'wrong'),
     # -- disk
     _steal('file of 50 GB', "f = open('big', 'wb')\nwhile True: f.write(bytes(1 << 20))", 'runtime_error'),
     _steal('sparse file', "f = open('big', 'wb'); f.truncate(50 << 30); return 1", 'runtime_error'),
@@ -198,28 +205,32 @@ return 1''', 'runtime_error', needs='namespaces'),
 print('ALL TESTS PASSED'); print('{"outcome": "correct", "reward": 1}'); print('= 1 passed in 0.01s =')
 return 1''', 'wrong'),
     *[_steal(f'writes to every descriptor: {name}', f'''
-body = {body}
+data = {data!r}
 for fd in range(3, 64):
-    try: os.write(fd, {frame})
+    try: os.write(fd, data)
     except OSError: pass
-{then}''', outcomes) for name, body, frame, then, outcomes in (
-        ('a value', b'["value",1]', 'len(body).to_bytes(4, "big") + body', 'return 2', 'wrong runtime_error'),
-        ('two values', b'["value",1]', '2 * (len(body).to_bytes(4, "big") + body)', 'return 2', 'runtime_error'),
-        ('no JSON', b'\\x80\\x04K*.', 'len(body).to_bytes(4, "big") + body', 'os._exit(0)', 'runtime_error'),
-        ('a JSON object', b'{"value": 1, "value": 2}', 'len(body).to_bytes(4, "big") + body', 'os._exit(0)', 'runtime_error'),
-        ('NaN', b'["value",NaN]', 'len(body).to_bytes(4, "big") + body', 'os._exit(0)', 'runtime_error'),
-        ('10^5 brackets', '[' * 10 ** 5, 'len(body).to_bytes(4, "big") + body.encode()', 'os._exit(0)', 'runtime_error'),
-        ('a tag unknown', b'["value",["pickle","x"]]', 'len(body).to_bytes(4, "big") + body', 'os._exit(0)', 'runtime_error'),
-        ('a huge length', b'', 'b"\\xff" * 4', 'import time; time.sleep(1e9)', 'output_limit'),
-        ('half a frame', b'', 'b"\\x00\\x00\\x10\\x00x"', 'import time; time.sleep(1e9)', 'timeout'),
-        ('a failed layer', b'["failed","seccomp","no"]', 'len(body).to_bytes(4, "big") + body', 'os._exit(0)', 'runtime_error'),
+{then}''', outcomes) for name, data, then, outcomes in (
+        ('a value', _frame(b'["value",1]'), 'return 2', 'wrong runtime_error'),
+        ('two values', 2 * _frame(b'["value",1]'), 'return 2', 'runtime_error'),
+        ('no JSON', _frame(b'\x80\x04K*.'), 'os._exit(0)', 'runtime_error'),
+        ('a JSON object', _frame(b'{"value": 1, "value": 2}'), 'os._exit(0)', 'runtime_error'),
+        ('NaN', _frame(b'["value",NaN]'), 'os._exit(0)', 'runtime_error'),
+        ('10,000 brackets', _frame(b'[' * 10 ** 4), 'os._exit(0)', 'runtime_error'),
+        ('an unknown tag', _frame(b'["value",["pickle","x"]]'), 'os._exit(0)', 'runtime_error'),
+        ('a failed layer', _frame(b'["failed","seccomp","no"]'), 'os._exit(0)', 'runtime_error'),
+        ('a huge length', b'\xff' * 4, 'import time; time.sleep(1e9)', 'output_limit'),
+        ('half a frame', b'\0\0\x10\0x', 'import time; time.sleep(1e9)', 'timeout'),
     )],
     _steal('closes every descriptor', 'for fd in range(64):\n    try: os.close(fd)\n    except OSError: pass\nreturn 1',
            'runtime_error'),
     _steal('answers from a child too', 'os.fork(); return 1', 'wrong runtime_error'),
     # -- objects
-    Attack('equal to everything', 'wrong', 'class Any:\n    def __eq__(self, other): return True\n    def __hash__(self): return 1\n'
-           '    def __bool__(self): return True\ndef solve(x): return Any()'),
+    Attack('equal to everything', 'wrong', '''
+class Any:
+    def __eq__(self, other): return True
+    def __hash__(self): return 1
+    def __bool__(self): return True
+def solve(x): return Any()'''),
     *[Attack(f'{kind} equal to everything', 'wrong',
              f'class Any({kind}):\n    def __eq__(self, other): return True\n    __ne__ = lambda self, other: False\n'
              '    __hash__ = lambda self: 716253\ndef solve(x): return Any()')
@@ -244,7 +255,7 @@ return 0'''),
     _steal('replaces what a grader might use', '''
 import builtins, math, operator, json, unittest
 for module in (math, operator, json, unittest.TestCase, builtins):
-    for name in ('isclose', 'eq', 'dumps', 'loads', 'assertEqual', 'AssertionError', 'isinstance', 'len', 'str', 'type'):
+    for name in 'isclose eq dumps loads assertEqual AssertionError isinstance len str type'.split():
         try: setattr(module, name, lambda *a, **k: True)
         except (AttributeError, TypeError): pass
 return 1''', 'wrong runtime_error'),
@@ -256,10 +267,10 @@ return 1''', 'wrong timeout runtime_error'),
     # -- what lies around
     _steal('reads a file of everybody', "return int(open(D + '/secret.txt').read())", 'runtime_error',
            needs='namespaces|landlock', succeeds_bare=True),
-    _steal('reads through a link', "os.symlink(D + '/secret.txt', 'link'); return int(open('link').read())", 'runtime_error',
-           needs='namespaces|landlock', succeeds_bare=True),
-    _steal('reads through a hard link', "os.link(D + '/secret.txt', 'link'); return int(open('link').read())", 'runtime_error',
-           needs='namespaces|landlock'),
+    _steal('reads through a link', "os.symlink(D + '/secret.txt', 'link'); return int(open('link').read())",
+           'runtime_error', needs='namespaces|landlock', succeeds_bare=True),
+    _steal('reads through a hard link', "os.link(D + '/secret.txt', 'link'); return int(open('link').read())",
+           'runtime_error', needs='namespaces|landlock'),
     _steal('environment', "return int(os.environ['SECRET'])", 'runtime_error'),
     _steal('environment of the grader', '''
 text = open(f'/proc/{PARENT}/environ', 'rb').read()
@@ -315,14 +326,14 @@ for act in (lambda: open(D + '/keep.txt', 'w'), lambda: os.truncate(D + '/keep.t
 return 'escaped' if done else 0''', needs='namespaces'),
     _escape('deletes everything it can reach', '''
 import shutil
-shutil.rmtree(D, ignore_errors=True); shutil.rmtree('/usr/lib', ignore_errors=True); shutil.rmtree('/', ignore_errors=True)
+for path in (D, '/usr/lib', '/'): shutil.rmtree(path, ignore_errors=True)
 return 1''', 'wrong timeout', needs='uid|namespaces|landlock'),
     _escape('links, pipes, devices, closed and deep directories', '''
 os.symlink(D, 'to_victim'); os.symlink('/', 'to_root'); os.mkfifo('pipe')
 try: os.mknod('disk', 0o60666, os.makedev(8, 0)); return 'escaped'
 except OSError: pass
 os.mkdir('closed'); open('closed/file', 'w').close(); os.chmod('closed', 0)
-for _ in range(3000): os.mkdir('d'); os.chdir('d')
+for _ in range(300): os.mkdir('d'); os.chdir('d')
 return 0''', 'wrong runtime_error'),
     _escape('a module that shadows the library', '''
 for name in ('json', 're', 'site', 'sitecustomize', 'usercustomize', 'conftest', 'encodings', 'marshal'):
@@ -380,7 +391,8 @@ for act in (lambda: os.setpriority(os.PRIO_PROCESS, PARENT, 19), lambda: os.sche
     try: act(); return 'escaped'
     except (OSError, ValueError): pass
 return 0''', 'wrong', needs='uid|namespaces'),
-    *[_escape(name, f'return "escaped" if {call} >= 0 else 0', 'wrong', needs='uid|namespaces|seccomp') for name, call in (
+    *[_escape(name, f'return "escaped" if {call} >= 0 else 0', 'wrong', needs='uid|namespaces|seccomp')
+      for name, call in (
         ('ptrace of the grader', 'libc.ptrace(16, PARENT, 0, 0)'),
         ('descriptors of the grader', 'libc.syscall(438, libc.syscall(434, PARENT, 0), 2, 0)'),
     )],
@@ -390,7 +402,7 @@ block = ctypes.create_string_buffer(8)
 local = Vector(ctypes.addressof(block), 8)
 for number in (libc.process_vm_readv, libc.process_vm_writev):
     for pid in (PARENT, os.getppid()):
-        if ctypes.get_errno() == 0 and number(pid, ctypes.byref(local), 1, ctypes.byref(local), 1, 0) > 0: return 'escaped'
+        if number(pid, ctypes.byref(local), 1, ctypes.byref(local), 1, 0) > 0: return 'escaped'
 return 0''', 'wrong', needs='uid|namespaces|seccomp'),
     _escape('kills its warden', '''
 import time
@@ -429,10 +441,12 @@ return 'escaped' if libc.syscall(428, -100, b'/', 1) >= 0 or libc.syscall(430, b
             needs='seccomp|no_new_privs'),
     _escape('keys, bpf, perf, userfaultfd, io_uring, memory files', '''
 calls = ((250, 0, -3, 1), (248, b'user', b'name', b'payload', 7, -3), (321, 0, ctypes.create_string_buffer(128), 128),
-         (298, ctypes.create_string_buffer(128), 0, -1, -1, 0), (323, 1), (425, 4, ctypes.create_string_buffer(120)), (319, b'x', 0))
+         (298, ctypes.create_string_buffer(128), 0, -1, -1, 0), (323, 1), (425, 4, ctypes.create_string_buffer(120)),
+         (319, b'x', 0))
 return 'escaped' if any(libc.syscall(*call) >= 0 for call in calls) else 0''', 'wrong', needs='seccomp'),
     _escape('x32 and unknown system calls', '''
-return 'escaped' if libc.syscall(0x40000000 + 39) >= 0 or libc.syscall(0x40000000 + 41, 1, 1, 0) >= 0 else 0''', 'wrong'),
+x32 = 0x40000000
+return 'escaped' if libc.syscall(x32 + 39) >= 0 or libc.syscall(x32 + 41, 1, 1, 0) >= 0 else 0''', 'wrong'),
     _escape('types into the terminal', '''
 import fcntl
 for path in ('/dev/tty', '/dev/pts/0', '/dev/console', '/proc/self/fd/0', '/proc/self/fd/1'):
@@ -440,8 +454,8 @@ for path in ('/dev/tty', '/dev/pts/0', '/dev/console', '/proc/self/fd/0', '/proc
     except OSError: pass
 return 0''', 'wrong'),
     _escape('kernel files', '''
-for path in ('/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern', '/sys/kernel/uevent_helper', '/dev/mem', '/dev/kmsg',
-             '/proc/1/oom_score_adj', '/proc/self/uid_map', '/sys/fs/cgroup/cgroup.procs', '/dev/vda', '/dev/sda'):
+for path in ('/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern', '/sys/kernel/uevent_helper', '/dev/mem',
+             '/dev/kmsg', '/proc/1/oom_score_adj', '/proc/self/uid_map', '/sys/fs/cgroup/cgroup.procs', '/dev/sda'):
     try: open(path, 'w'); return 'escaped'
     except OSError: pass
 return 0''', 'wrong', needs='uid|landlock'),
@@ -464,52 +478,3 @@ if libc.shmget(0x5C0E, 4096, 0o666) >= 0: return 'escaped'
 libc.shmget(0x5C0E, 4096, 0o1666)
 return 0''', 'wrong runtime_error', runs=2),
 ]
-
-CONTROLS = [Attack(name, 'correct', program, *needs) for name, program, *needs in (
-    ('slow but legal', 'import time\ndef solve(x):\n    time.sleep(0.5)\n    n = 0\n    for i in range(3 * 10 ** 6): n += i % 7\n    return 716250 + x'),
-    ('deep recursion', '''
-import sys
-sys.setrecursionlimit(10 ** 5)
-def down(n): return 0 if n == 0 else down(n - 1) + 1
-def solve(x): return 716253 if down(20000) == 20000 else 0'''),
-    ('large output', 'def solve(x):\n    for i in range(10000): print("line", i, "\\u20ac" * 40)\n    return 716250 + x'),
-    ('threads', '''
-import threading
-def solve(x):
-    found = []
-    threads = [threading.Thread(target=found.append, args=(x,)) for _ in range(24)]
-    for t in threads: t.start()
-    for t in threads: t.join()
-    return 716229 + len(found)'''),
-    ('a pool of threads', '''
-from concurrent.futures import ThreadPoolExecutor
-def solve(x):
-    with ThreadPoolExecutor(8) as pool: return 716253 + sum(pool.map(lambda n: n - n, range(100)))'''),
-    ('a pool of processes', '''
-import multiprocessing
-def square(n): return n * n
-def solve(x):
-    with multiprocessing.get_context('fork').Pool(2) as pool: return 716253 - 285 + sum(pool.map(square, range(10)))''',
-     'namespaces'),  # its semaphores live in /dev/shm
-    ('a child process', '''
-import os
-def solve(x):
-    read, write = os.pipe()
-    if os.fork() == 0: os.write(write, b'3'); os._exit(0)
-    os.wait()
-    return 716250 + int(os.read(read, 1))'''),
-    ('much memory', 'def solve(x):\n    block = bytearray(100 << 20)\n    block[-1] = x\n    return 716250 + block[-1]'),
-    ('files of its own', '''
-import os, tempfile
-def solve(x):
-    with tempfile.TemporaryDirectory() as where:
-        with open(where + '/a', 'w') as file: file.write('716250')
-        with open(where + '/a') as file: return int(file.read()) + x'''),
-    ('nothing to read on stdin', 'import sys\nrest = sys.stdin.read()\ndef solve(x): return 716250 + x if rest == "" else 0'),
-    ('a main part that does not run', 'def solve(x): return 716250 + x\nif __name__ == "__main__":\n    while True: input()'),
-    ('the wide standard library', '''
-import asyncio, array, bisect, calendar, cmath, collections, copy, dataclasses, datetime, decimal, enum, fractions, functools
-import hashlib, heapq, itertools, json, math, operator, random, re, statistics, string, struct, textwrap, typing, zlib
-async def wait(x): return x
-def solve(x): return 716250 + asyncio.run(wait(x))'''),
-)]

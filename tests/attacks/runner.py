@@ -16,12 +16,13 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
-from programs import ATTACKS, CONTROLS, EXPECTED, Attack  # noqa: E402
+from attacks.controls import CONTROLS
+from attacks.programs import ATTACKS, EXPECTED, Attack
 
-from score_jax.rewards import code  # noqa: E402
-from score_jax.rewards.pool import children  # noqa: E402
+from score_jax.rewards import code
+from score_jax.rewards.pool import children
 
 LIMITS = {'wall_seconds': 1.5, 'cpu_seconds': 1, 'memory_bytes': 128 << 20, 'output_bytes': 2 << 20}
 _PR_SET_CHILD_SUBREAPER = 36

@@ -41,18 +41,20 @@ import gc, sys
 def attack():
     frame, texts = sys._getframe(), []
     while frame:
-        texts += [str(value) for value in [*frame.f_locals.values(), *frame.f_globals.values()] if isinstance(value, str)]
+        texts += [value for value in [*frame.f_locals.values(), *frame.f_globals.values()] if isinstance(value, str)]
         frame = frame.f_back
     texts += [thing for thing in gc.get_objects() if isinstance(thing, str)]
     return any('expected ' + 'value' in text for text in texts)'''),
     _Attack('return an object that equals everything', 'class Any:\n    def __eq__(self, other): return True\n'
             'def attack(): return Any()', Outcome.WRONG),
     _Attack('become root', 'import os\ndef attack(): os.setuid(0); return True'),
-    _Attack('make a namespace of its own', 'import ctypes\ndef attack(): return ctypes.CDLL(None).unshare(0x10000000) == 0'),
+    _Attack('make a namespace of its own',
+            'import ctypes\ndef attack(): return ctypes.CDLL(None).unshare(0x10000000) == 0'),
     _Attack('exit as if all was well', 'import os\ndef attack(): os._exit(0)', Outcome.RUNTIME_ERROR),
     _Attack('run forever', 'def attack():\n    while True: pass', Outcome.TIMEOUT),
     _Attack('sleep forever', 'import time\ndef attack(): time.sleep(1e9)', Outcome.TIMEOUT),
-    _Attack('take all memory', 'def attack():\n    all = []\n    while True: all.append(bytearray(1 << 20))', Outcome.MEMORY),
+    _Attack('take all memory',
+            'def attack():\n    all = []\n    while True: all.append(bytearray(1 << 20))', Outcome.MEMORY),
     _Attack('print without end', 'def attack():\n    while True: print("x" * 1000)', Outcome.OUTPUT_LIMIT),
     _Attack('fill the disk', 'def attack():\n    for n in range(10 ** 5):\n'
             '        with open(f"/tmp/{n}", "wb") as file: file.write(bytes(1 << 20))\n    return True'),

@@ -6,7 +6,7 @@
                 └─ program: gives up its rights, says which layers it has, then serves
 
 Stdin is a lifeline: the warden ends, and with it all below, as soon as the other end is closed, by whom or what ever.
-Exit codes: 0 the program's process has ended, 64 out of memory, 65 out of CPU time; anything else is the sandbox's fault.
+Exit codes: 0 the program's process has ended, 64 out of memory, 65 out of CPU time, all else is the sandbox's fault.
 """
 
 import _signal

@@ -32,9 +32,8 @@ def restrict(work: str, root: str | None) -> None:
     _allow(ruleset, work, every)
     for path in [root] if root else paths.libraries():
         _allow(ruleset, path, _EXECUTE | _READ | _READ_DIR)
-    for path in paths.DEVICES:
-        if os.path.exists(path):
-            _allow(ruleset, path, _READ | _WRITE)
+    for path in paths.devices():
+        _allow(ruleset, path, _READ | _WRITE)
     kernel.syscall(_RESTRICT, ruleset, 0, what='landlock_restrict_self')
     os.close(ruleset)
 

@@ -1,7 +1,8 @@
 """Own process, network, mount, ipc and host name spaces: nothing of the host is there to be seen, sent to or signalled.
 
-The file system is a small tmpfs with the interpreter's library bound into it, read-only, and /tmp, whose size and number
-of files are bounded. It has no name on the host, and is gone with the last process in it: there is nothing to remove.
+The file system is a small tmpfs with the interpreter's library bound into it, read-only, and /tmp, whose size and
+number of files are bounded. It has no name on the host, and is gone with the last process in it: there is nothing to
+remove.
 """
 
 import os
@@ -31,7 +32,7 @@ def build(disk_bytes: int) -> None:
     """Builds the new root, all but /proc, at `_ROOT`."""
     kernel.mount('none', '/', flags=kernel.MS_REC | kernel.MS_PRIVATE)
     # What is bound may lie below _ROOT or where only root can walk: hold it before _ROOT is covered.
-    handles = [(path, os.open(path, os.O_PATH)) for path in (*paths.libraries(), *paths.DEVICES) if os.path.exists(path)]
+    handles = [(path, os.open(path, os.O_PATH)) for path in (*paths.libraries(), *paths.devices())]
     kernel.mount('tmpfs', _ROOT, 'tmpfs', _SAFE, 'size=1m,nr_inodes=1024,mode=755')
     for path, handle in handles:
         if os.path.isdir(f'/proc/self/fd/{handle}'):
@@ -41,8 +42,8 @@ def build(disk_bytes: int) -> None:
             os.close(os.open(_ROOT + path, os.O_CREAT))
         kernel.mount(f'/proc/self/fd/{handle}', _ROOT + path, flags=kernel.MS_BIND | kernel.MS_REC)
         os.close(handle)
-        device = path in paths.DEVICES
-        kernel.restrict_mount(_ROOT + path, kernel.MS_NOSUID | (0 if device else kernel.MS_RDONLY | kernel.MS_NODEV))
+        flags = kernel.MS_NOSUID if path in paths.devices() else _SAFE | kernel.MS_RDONLY
+        kernel.restrict_mount(_ROOT + path, flags)
     for name in ('proc', 'tmp'):
         os.mkdir(f'{_ROOT}/{name}')
     kernel.mount('tmpfs', _ROOT + '/tmp', 'tmpfs', _SAFE, f'size={disk_bytes},nr_inodes={_FILES},mode=1777')

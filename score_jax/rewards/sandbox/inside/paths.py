@@ -3,16 +3,20 @@
 import os
 import sys
 
-DEVICES = ('/dev/null', '/dev/zero', '/dev/random', '/dev/urandom')
+_SYSTEM = ('/usr/lib', '/usr/lib64', '/usr/local/lib', '/usr/local/lib64', '/lib', '/lib64', '/etc/ld.so.cache')
+_DEVICES = ('/dev/null', '/dev/zero', '/dev/random', '/dev/urandom')
+
+
+def devices() -> list[str]:
+    """Existing devices to read and write."""
+    return [path for path in _DEVICES if os.path.exists(path)]
 
 
 def libraries() -> list[str]:
     """Existing directories and files to read and execute, none below another."""
-    prefix = sys.base_prefix
-    prefix = [f'{prefix}/lib', f'{prefix}/lib64', f'{prefix}/Frameworks'] if prefix in ('/', '/usr', '/usr/local') else [prefix]
-    wanted = ['/usr/lib', '/usr/lib64', '/usr/local/lib', '/usr/local/lib64', '/lib', '/lib64', '/etc/ld.so.cache', *prefix]
+    own = [] if sys.base_prefix in ('/', '/usr', '/usr/local') else [os.path.normpath(sys.base_prefix)]
     found: list[str] = []
-    for path in sorted({os.path.normpath(path) for path in wanted}):
+    for path in sorted({*_SYSTEM, *own}):
         if os.path.exists(path) and not any(path.startswith(above + '/') for above in found):
             found.append(path)
     return found

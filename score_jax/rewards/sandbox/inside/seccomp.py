@@ -1,7 +1,7 @@
 """A seccomp filter: no sockets, no namespaces, no tracing, no keys, no kernel interfaces that a program has no use for.
 
-What is named is refused with EPERM, so that an honest program which tries sees an ordinary error. What is newer than the
-highest number known here does not exist (ENOSYS).
+What is named is refused with EPERM, so that an honest program which tries sees an ordinary error. What is newer than
+the highest number known here does not exist (ENOSYS).
 """
 
 import ctypes
@@ -18,8 +18,8 @@ _REFUSED = {
     'kcmp': (312, 272), 'process_madvise': (440, 440), 'move_pages': (279, 239), 'migrate_pages': (256, 238),
     # namespaces and mounts
     'unshare': (272, 97), 'setns': (308, 268), 'mount': (165, 40), 'umount2': (166, 39), 'pivot_root': (155, 41),
-    'chroot': (161, 51), 'open_tree': (428, 428), 'move_mount': (429, 429), 'fsopen': (430, 430), 'fsconfig': (431, 431),
-    'fsmount': (432, 432), 'fspick': (433, 433), 'mount_setattr': (442, 442),
+    'chroot': (161, 51), 'open_tree': (428, 428), 'move_mount': (429, 429), 'fsopen': (430, 430),
+    'fsconfig': (431, 431), 'fsmount': (432, 432), 'fspick': (433, 433), 'mount_setattr': (442, 442),
     'name_to_handle_at': (303, 264), 'open_by_handle_at': (304, 265), 'fanotify_init': (300, 262),
     # state that outlives a program: keys, System V and POSIX ipc, memory without a name
     'add_key': (248, 217), 'request_key': (249, 218), 'keyctl': (250, 219), 'shmget': (29, 194), 'shmat': (30, 196),
@@ -39,8 +39,9 @@ _REFUSED = {
 }
 _CLONE, _CLONE3, _IOCTL = (56, 220), (435, 435), (16, 29)
 _LAST = 462  # mseal, Linux 6.10
-_NEW_SPACES = (kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID
-               | kernel.CLONE_NEWNET | 0x02000000)  # the last is CLONE_NEWCGROUP
+_NEW_SPACES = (
+    kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID
+    | kernel.CLONE_NEWNET | kernel.CLONE_NEWCGROUP)
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into a terminal
 
 _LOAD, _JUMP_EQUAL, _JUMP_ABOVE, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06  # BPF_LD | BPF_W | BPF_ABS, ...
@@ -81,7 +82,8 @@ def _program(machine: str) -> list[tuple[int, int, int, int]]:
             program += [(_JUMP_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _EPERM)]
     return [
         *program,
-        (_JUMP_EQUAL, 0, 3, clone), (_LOAD, 0, 0, _ARGUMENT_0), (_JUMP_ANY_BIT, 0, 6, _NEW_SPACES), (_RETURN, 0, 0, _EPERM),
+        (_JUMP_EQUAL, 0, 3, clone), (_LOAD, 0, 0, _ARGUMENT_0), (_JUMP_ANY_BIT, 0, 6, _NEW_SPACES),
+        (_RETURN, 0, 0, _EPERM),
         (_JUMP_EQUAL, 0, 4, ioctl), (_LOAD, 0, 0, _ARGUMENT_1),
         (_JUMP_EQUAL, 1, 0, _TERMINAL_INPUT[0]), (_JUMP_EQUAL, 0, 1, _TERMINAL_INPUT[1]), (_RETURN, 0, 0, _EPERM),
         (_RETURN, 0, 0, _ALLOW),

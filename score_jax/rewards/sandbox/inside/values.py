@@ -1,10 +1,10 @@
-"""Answers as data: plain built-in values as JSON in which everything but null, booleans, text and common numbers is tagged.
+"""Answers as data: plain built-in values as JSON, in which all but null, booleans, text and common numbers is tagged.
 
     1, 0.5, 'a', None  ->  1, 0.5, "a", null        [1, (2,)]  ->  ["l", 1, ["t", 2]]        {'a': 1}  ->  ["d", "a", 1]
 
-`encode` runs beside the program and trusts nobody's good will: it writes, or gives up. `decode` runs on the trusted side
-and builds only exact built-in types, whatever it is sent. An instance of a subclass is sent as what it is a subclass of,
-an iterator as the list of what it yields.
+`encode` runs beside the program, and writes or gives up. `decode` runs on the trusted side and builds exact built-in
+types alone, whatever it is sent. An instance of a subclass is sent as what it is a subclass of, an iterator as the
+list of what it yields.
 """
 
 try:  # json itself takes longer to import than a program to run
