@@ -3,6 +3,7 @@
 import math
 import random
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,14 @@ def test_a_program_gets_a_defined_verdict(program, expected):
     verdict = grade_job({'tests': TESTS, 'response': f'```python\n{program}\n```', 'limits': LIMITS})
     assert verdict.outcome is expected
     assert verdict.read.strip() == program and verdict.seconds > 0
+
+
+@pytest.mark.parametrize('part', [' ', '\n', '\t\n', '```\n', '`', 'def f(', '(', '"', '"\"\"', '[BEGIN]', '\\\n', 'if 1:\n '])
+def test_no_text_keeps_the_reader_busy(part):
+    start = time.monotonic()
+    for text in (part * (200000 // len(part)), 'def f(x):\n' + part * (200000 // len(part))):
+        extract(text, 'f', PROMPT)
+    assert time.monotonic() - start < 30
 
 
 # -- what the tests may do

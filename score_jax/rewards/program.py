@@ -34,7 +34,8 @@ def extract(response: str, entry_point: str, prompt: str = '') -> str | None:
     first = _FIRST_LINE.search(text)
     if first and defines.search(text, first.start()):
         return given + _without_remarks(text[first.start():], given)
-    if given and re.match(r'\s*\n?[ \t]+\S', text):
+    beginning = next((line for line in text.split('\n') if line.strip()), '')
+    if given and beginning[:1] in (' ', '\t'):
         return given + _without_remarks(text, given)
     return given + blocks[-1] if blocks and blocks[-1].strip() else None
 

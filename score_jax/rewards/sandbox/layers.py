@@ -22,7 +22,7 @@ LAYERS = {
 }
 _ADVICE = {
     'uid': 'start as root, or leave it out where namespaces are active',
-    'namespaces': 'allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, '
+    'namespaces': 'use Linux 5.12 or newer and allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, '
                   'kernel.apparmor_restrict_unprivileged_userns=0), or run the container with --privileged',
     'landlock': 'use Linux 5.13 or newer with landlock in its lsm= list',
     'cgroup': 'use cgroup version 2 with a delegated subtree (systemd-run --user --scope -p Delegate=yes)',
