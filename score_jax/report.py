@@ -172,6 +172,14 @@ def findings(results: list[dict], curves: dict[str, dict[str, np.ndarray]]) -> l
         if truncated > 0.1:
             said.append(('bad', f'{100 * truncated:.0f} % of the responses were cut off at the end of {stage}; they '
                                 'count as wrong. Raise the token limit.'))
+        no_answer = max(_or(_end(columns, key), 0.0) for key in ('no_answer_turn1', 'no_answer_turn2'))
+        if no_answer > 0.1:
+            said.append(('bad', f'In {100 * no_answer:.0f} % of the responses at the end of {stage} the verifier found no '
+                                'answer. Check that the prompt asks for the form that is read.'))
+        dropped = float(np.nansum(columns.get('dropped', np.zeros(1))))
+        if dropped:
+            said.append(('bad', f'In {stage} {dropped:,.0f} rollouts were dropped since their grader failed; the outcomes '
+                                'in its metrics.jsonl say when.'))
     return said
 
 

@@ -126,13 +126,16 @@ def _results(results: list[dict]) -> str:
     groups: dict[str, list[dict]] = {}
     for row in results:
         groups.setdefault(plots.temperature_label(row), []).append(row)
-    heads = ''.join(f'<th scope=col>{heading}</th>' for _, heading, _ in COLUMNS)
     parts = []
     for temperature, rows in groups.items():
-        lines = ''.join(f'<tr><th scope=row>{text(plots.row_label(row, rows))}{_count(row)}</th>'
-                        + ''.join(_cell(row, *column) for column in COLUMNS) + '</tr>' for row in rows)
-        parts.append(f'<h3>{text(temperature[0].upper() + temperature[1:])}</h3><table><thead><tr>'
-                     f'<th scope=col>method</th>{heads}</tr></thead><tbody>{lines}</tbody></table>')
+        labelled = [(plots.row_label(row, rows), row) for row in rows]
+        parts.append(f'<h3>{text(temperature[0].upper() + temperature[1:])}</h3>{_table("method", labelled)}')
+        for label, row in labelled:
+            by = row.get('by')
+            for kind, figures in by.items() if isinstance(by, dict) else ():
+                if isinstance(figures, dict):
+                    named = [(name, group) for name, group in figures.items() if isinstance(group, dict)]
+                    parts.append(f'<details><summary>{text(label)} by {text(kind)}</summary>{_table(kind, named)}</details>')
     return ''.join(parts) + (
         '<p class="caption">In percent, with the 95 % interval below. accuracy@t1 and @t2: right at the first and at '
         'the second attempt. delta: the difference in points; above zero is self-correction, and an interval that '
@@ -140,9 +143,21 @@ def _results(results: list[dict]) -> str:
         'problems, so delta = i→c − c→i. changed: the answer differs between the turns; near zero is copying.</p>')
 
 
+def _table(head: str, rows: list[tuple[str, dict]]) -> str:
+    """A line for each (label, figures)."""
+    heads = ''.join(f'<th scope=col>{heading}</th>' for _, heading, _ in COLUMNS)
+    lines = ''.join(f'<tr><th scope=row>{text(label)}{_count(row)}</th>'
+                    + ''.join(_cell(row, *column) for column in COLUMNS) + '</tr>' for label, row in rows)
+    return (f'<table><thead><tr><th scope=col>{text(head)}</th>{heads}</tr></thead>'
+            f'<tbody>{lines}</tbody></table>')
+
+
 def _count(row: dict) -> str:
-    count = number(row, 'n')
-    return f'<small>n = {count:,.0f}</small>' if math.isfinite(count) else ''
+    count, each, dropped = (number(row, key) for key in ('n', 'samples_per_problem', 'dropped'))
+    said = [f'n = {count:,.0f}'] if math.isfinite(count) else []
+    said += [f'{each:g} samples each'] if each > 1 else []
+    said += [f'{dropped:,.0f} not graded'] if dropped > 0 else []
+    return f'<small>{", ".join(said)}</small>' if said else ''
 
 
 def _cell(row: dict, key: str, heading: str, is_difference: bool) -> str:

@@ -12,8 +12,10 @@ from configs import evaluate as config_file
 from score_jax import evaluate, model, rollout
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
+from score_jax.grading import Attempt
 from score_jax.evaluate import Evaluation
 from score_jax.reinforce import sampler
+from score_jax.rewards import Outcome, Verdict
 
 TINY = {
     'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
@@ -70,11 +72,11 @@ def measured(monkeypatch) -> list:
     return calls
 
 
-def measure(params, *, count: int = 11, temperature: float = 1.0, seed: int = 0, batch: int = 8):
+def measure(params, *, count: int = 11, temperature: float = 1.0, seed: int = 0, batch: int = 8, each: int = 1):
     e = evaluation(Path('nowhere'))
     return evaluate.measure(
         params, e.model, sampler(e.config.rollout, e.task, 2, temperature), e.mesh, e.task, e.problems[:count], batch=batch,
-        seed=seed)
+        each=each, seed=seed)
 
 
 def results(workdir: Path) -> list[dict]:
@@ -115,6 +117,33 @@ def test_problems_are_distinct_and_held_out():
     e = evaluation(Path('nowhere'))
     assert len(set(e.problems)) == 11
     assert set(e.problems) <= set(e.task.problems('test', 20_000, seed=0, step=0))
+
+
+def attempt(outcome: Outcome) -> Attempt:
+    return Attempt(str(outcome), 1, Verdict(outcome))
+
+
+def test_figures_are_by_group_and_leave_out_what_could_not_be_graded():
+    class Task:
+        def groups(self, problem):
+            return {'level': problem}
+
+    right, wrong, failed = map(attempt, (Outcome.CORRECT, Outcome.WRONG, Outcome.SANDBOX_ERROR))
+    first = [wrong, right, wrong, wrong, right, failed, failed, wrong]  # two samples of each of four problems
+    second = [right, right, right, wrong, failed, wrong, right, failed]
+    row = evaluate.figures(Task(), ['1', '2', '2', '1'], [first, second])
+    assert (row['n'], row['dropped'], row['t1'], row['t2'], row['delta']) == (2, 4, 0.25, 0.75, 0.5)
+    levels = row['by']['level']
+    assert {level: (group['n'], group['t1'], group['t2']) for level, group in levels.items()} == {
+        '1': (1, 0.5, 1.0), '2': (1, 0.0, 0.5)}
+    with pytest.raises(UserError, match='every one of the gradings failed'):
+        evaluate.figures(Task(), ['1'], [[failed], [right]])
+
+
+def test_several_samples_of_a_problem_stand_side_by_side_and_differ(params):
+    once, twice = measure(params), measure(params, each=3)
+    assert [len(turn) for turn in twice] == [33, 33] and [len(turn) for turn in once] == [11, 11]
+    assert any(twice[0][3 * i] != twice[0][3 * i + 1] for i in range(11))
 
 
 def test_a_row_of_results_has_these_keys_and_no_others(workdir, measured):
@@ -183,6 +212,8 @@ def test_a_workdir_without_checkpoints_says_what_to_run_first(tmp_path):
     ({'problems': 0}, 'config.problems is 0'),
     ({'batch': 12}, '8 or 16 would work'),
     ({'samples': -1}, 'config.samples is -1'),
+    ({'samples_per_problem': 0}, 'config.samples_per_problem is 0'),
+    ({'split': 'dev'}, "split is 'dev'"),
     ({'methods': ()}, 'config.methods'),
     ({'temperatures': ()}, 'config.temperatures'),
     ({'temperatures': (1.0, -0.5)}, 'config.temperatures'),

@@ -121,6 +121,34 @@ def test_an_error_of_the_verifier_is_not_swallowed(task, monkeypatch):
         grader.attempts()
 
 
+def timed(outcome: Outcome, seconds: float | None, text: str = 'a') -> Attempt:
+    return Attempt(text, 1, Verdict(outcome, seconds=seconds))
+
+
+def test_a_failed_grading_is_neither_right_nor_wrong():
+    assert np.isnan(grading.rewards([[timed(Outcome.SANDBOX_ERROR, None)]])).all()
+
+
+def test_a_summary_counts_outcomes_by_turn_and_a_forked_attempt_once():
+    firsts = [timed(Outcome.WRONG, None), timed(Outcome.NO_ANSWER, None)]
+    seconds = [timed(outcome, None) for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.CORRECT)]
+    line = grading.summary([[firsts[0], firsts[0], firsts[1], firsts[1]], seconds])
+    assert line['outcomes'] == {'turn1': {'no_answer': 1, 'wrong': 1}, 'turn2': {'correct': 2, 'no_answer': 1, 'wrong': 1}}
+    assert (line['no_answer_turn1'], line['no_answer_turn2']) == (0.5, 0.25)
+    assert 'slowest' not in line and 'grading_seconds' not in line  # no grader kept time
+
+
+def test_a_summary_has_the_histogram_of_grading_times_and_the_ten_slowest():
+    first = [timed(Outcome.WRONG, 0.0005 * n, f'answer {n}') for n in range(12)]
+    second = [timed(Outcome.TIMEOUT, 20.0, 'x' * 10_000), timed(Outcome.TRUNCATED, None)]
+    line = grading.summary([first, second])
+    assert line['grading_seconds']['turn1'] | {'0.001': 2, '0.003': 4, '0.01': 6} == line['grading_seconds']['turn1']
+    assert line['grading_seconds']['turn2']['inf'] == 1 and sum(line['grading_seconds']['turn2'].values()) == 1
+    slowest = line['slowest']
+    assert len(slowest) == 10 and [entry['seconds'] for entry in slowest[:2]] == [20.0, 0.0055]
+    assert slowest[0] | {'turn': 'turn2', 'outcome': 'timeout'} == slowest[0] and len(slowest[0]['response']) == 500
+
+
 def test_a_sample_line_tells_the_whole_story(task):
     line = grading.sample_line(task, PROBLEMS[0], [graded(task, WRONG), graded(task, RIGHT)])
     assert line['problem'] == '2 3 5 make 17 :' and line['instruction'] == 'again :'

@@ -63,6 +63,40 @@ def test_delta_is_what_was_gained_less_what_was_lost(seed):
     assert row['delta'] == pytest.approx(row['t2'] - row['t1'])
 
 
+def test_samples_of_one_problem_that_agree_count_as_one():
+    """Four copies of each pair of attempts say no more than one, and independent ones as much as four problems."""
+    correct, changed = outcomes(60)
+    problem = np.repeat(np.arange(60), 4)
+    once = metrics.with_intervals(correct, changed)
+    copied = metrics.with_intervals(correct.repeat(4, 0), changed.repeat(4), problem)
+    assert copied == pytest.approx(once, abs=2e-3)
+    correct, changed = outcomes(240, seed=1)
+    independent, apart = metrics.with_intervals(correct, changed, problem), metrics.with_intervals(correct, changed)
+    assert all(independent[name] == apart[name] for name in metrics.NAMES)
+    for name in metrics.NAMES:
+        widths = [row[f'{name}_high'] - row[f'{name}_low'] for row in (independent, apart, once)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.25) and widths[0] < 0.75 * widths[2], name
+
+
+@pytest.mark.parametrize('spread', [0.0, 0.25, 0.5])
+def test_intervals_over_problems_cover(spread):
+    """Problems of unlike difficulty, several samples each."""
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(400):
+        p = 0.5 + spread * rng.choice([-1, 1], 50)
+        correct = (rng.random((50, 6, 2)) < p[:, None, None]).reshape(-1, 2).astype(np.float32)
+        row = metrics.with_intervals(correct, correct[:, 0] != correct[:, 1], np.repeat(np.arange(50), 6))
+        covered.append((row['t1_low'] <= 0.5 <= row['t1_high'], row['delta_low'] <= 0 <= row['delta_high']))
+    assert (np.mean(covered, axis=0) > 0.92).all()
+
+
+def test_figures_may_be_none_or_all():
+    problem = np.repeat(np.arange(5), 3)
+    for value in (0, 1):
+        row = metrics.with_intervals(np.full((15, 2), value, np.float32), np.zeros(15, bool), problem)
+        assert row['t1'] == value and 0 < row['t1_high'] - row['t1_low'] < 0.6
+
+
 def test_every_figure_comes_with_its_interval_around_it():
     row = metrics.with_intervals(*outcomes())
     names = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')

@@ -200,6 +200,24 @@ def test_finding_names_the_seed_and_compares_it_with_its_own_base():
     assert said[0].startswith('stage2 · seed 1 (greedy)') and 'from 50.0 % of the base to 80.0 %' in said[1]
 
 
+def test_groups_of_problems_have_tables_of_their_own(tmp_path):
+    group = result('', 0.0, t1=0.25, t2=0.5, delta=0.25, i_to_c=0.25, c_to_i=0.0, changed=0.5)
+    row = result('stage2', 0.0, t1=0.6, t2=0.672, delta=0.072, i_to_c=0.081, c_to_i=0.009, changed=0.25)
+    row |= {'samples_per_problem': 4, 'dropped': 3, 'by': {'level': {'5': group | {'n': 70}, 'odd': 7}, 'subject': None}}
+    (tmp_path / 'results.json').write_text(json.dumps([row]))
+    page = report.write(tmp_path).read_text()
+    assert 'n = 1,000, 4 samples each, 3 not graded' in page
+    assert '<summary>stage2 by level</summary>' in page and 'by subject' not in page
+    assert re.search(r'<th scope=row>5<small>n = 70</small></th>.*?<b>25.0</b>', page)
+
+
+def test_findings_tell_of_missing_answers_and_of_gradings_that_failed(tmp_path):
+    rows = [row | {'no_answer_turn1': 0.5, 'dropped': 2} for row in rl_rows('stage1', 10)]
+    lines(tmp_path / 'stage1' / 'metrics.jsonl', rows)
+    text = report.write(tmp_path).read_text()
+    assert 'In 50 % of the responses' in text and '20 rollouts were dropped' in text
+
+
 def test_findings_warn_of_truncation_even_if_one_turn_logged_none():
     columns = dict(step=np.arange(3.0), t1=np.ones(3), truncated_turn1=np.full(3, np.nan),
                    truncated_turn2=np.full(3, 0.3))

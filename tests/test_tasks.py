@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -303,3 +304,22 @@ def test_records_may_be_compressed(tmp_path):
     path = tmp_path / 'a.jsonl.gz'
     path.write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": 2}\n'))
     assert [record['a'] for record in read_records(path, ('a',))] == [1, 2]
+
+
+def test_the_task_of_the_documentation_is_one(monkeypatch):
+    page = (ROOT / 'docs' / 'tasks.md').read_text()
+    code, = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) < 40
+    names: dict = {'__name__': 'reverse'}
+    monkeypatch.setitem(sys.modules, 'reverse', types.ModuleType('reverse'))  # where dataclasses looks
+    exec(code, names)
+    monkeypatch.setitem(tasks.TASKS, 'reverse', (names['Reverse'], names['ReverseConfig']))
+    task = tasks.make({'name': 'reverse', 'length': 4, 'instruction': ' again: '})
+    train, test = task.problems('train', 500, seed=0, step=3), task.distinct_problems('test', 20, seed=0)
+    assert train == task.problems('train', 500, seed=0, step=3) != task.problems('train', 500, seed=0, step=4)
+    assert len(set(test)) == 20 and not set(train) & set(test)
+    assert task.longest_prompt('test') == len(tasks.prompt_tokens(task, test[0]))
+    verdicts = task.verify(test[:2], [test[0][::-1], test[0]])
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.CORRECT, Outcome.WRONG]
+    members = {name for name in vars(tasks.Task) if not name.startswith('_')} | set(tasks.Task.__annotations__)
+    assert all(hasattr(task, name) for name in members)
