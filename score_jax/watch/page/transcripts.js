@@ -30,7 +30,7 @@ export class Transcripts {
     this.element = h('div', { class: 'transcripts' },
       h('div', { class: 'filters' }, h('div', { class: 'bar' }, this.search, this.sources, this.upto), this.chips),
       h('div', { class: 'split' }, side, this.detail));
-    new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.more(), { root: null, rootMargin: '600px' }).observe(this.end);
+    for (const scrolled of [side, window]) scrolled.addEventListener('scroll', () => this.endIsNear() && this.more(), { passive: true });
   }
 
   // Called whenever the address or the number of samples may have changed.
@@ -82,8 +82,12 @@ export class Transcripts {
       this.next = null;
     }
     this.busy = false;
-    const sight = this.end.getBoundingClientRect();
-    if (this.next && this.element.isConnected && sight.top < innerHeight + 600 && sight.height >= 0) setTimeout(() => this.more());
+    if (this.endIsNear()) setTimeout(() => this.more());
+  }
+
+  // Whether the end of the list is seen, or soon will be; not while the list is hidden.
+  endIsNear() {
+    return this.end.offsetParent !== null && this.end.getBoundingClientRect().top < innerHeight + 600;
   }
 
   async recount() {
