@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 # A look at the whole path in seconds, not a result.
-PRESETS = {'smoke': {'steps': 60, 'batch': 64, 'save_every': 30, 'log_every': 20}}
+PRESETS = {'smoke': {'steps': 60, 'practice_steps': 30, 'batch': 64, 'save_every': 30, 'log_every': 20}}
 
 
 def get_config(preset: str = '') -> ConfigDict:
@@ -18,11 +18,14 @@ def get_config(preset: str = '') -> ConfigDict:
     config.optimizer.warmup_steps = 50
     config.log_every = 100
     config.save_every = 250
-    # Second attempts mostly copy, change wrong answers a little more often than right ones, and lose on balance.
+    # What it can do: second attempts keep what is right, and only that. A model that has seen this knows how to check.
+    config.practice_steps = 1000  # the first steps; the others have the habits below
+    config.practice = ConfigDict(dict(solve=0.5, keep_right=1.0, keep_wrong=0.0, solve_again=0.1))
+    # What it does: second attempts mostly copy, change wrong answers a little more often than right ones, and lose.
     config.habits = ConfigDict(dict(
         solve=0.5,  # a first attempt is a solution; else it is a random chain
         keep_right=0.68,  # the second attempt copies a right first one
         keep_wrong=0.5,  # and a wrong first one
-        solve_again=0.12,  # a second attempt that is no copy is a solution
+        solve_again=0.05,  # a second attempt that is no copy is a solution
     ))
     return common.preset(config, PRESETS, preset)

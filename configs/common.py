@@ -89,7 +89,7 @@ def sampling() -> ConfigDict:
     return ConfigDict(dict(
         max_tokens=12,  # longest response, its end token included; one that does not end is truncated: reward 0
         max_length=64,  # longest row: prompt, responses and instructions together; the cache's size
-        chunk=10,  # tokens decoded before the cache grows; widths are multiples of it
+        chunk=11,  # tokens decoded before the cache grows; widths are multiples of it
     ))
 
 

@@ -14,7 +14,7 @@ def get_config(preset: str = '') -> ConfigDict:
         config.start_from = 'random'
     else:
         config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
-    config.steps = 700
+    config.steps = 500
     config.learning_rate = 1.5e-3
-    config.objective = common.objective('stage1', beta1=0.02, beta2=0.1)
+    config.objective = common.objective('stage1', beta1=0.02, beta2=0.2)
     return common.preset(config, PRESETS, preset)

@@ -10,7 +10,7 @@ PRESETS = common.REINFORCE_PRESETS
 def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage2')
     config.start_from = 'stage1'
-    config.steps = 500
+    config.steps = 400
     config.learning_rate = 4e-4
     config.objective = common.objective('stage2', alpha=10.0, beta1=0.1)
     return common.preset(config, PRESETS, preset)

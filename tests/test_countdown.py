@@ -144,8 +144,13 @@ def test_dialogues_have_the_stated_habits(wide):
     assert near([first for first, _, _ in rows], HABITS.solve, chance)
     assert near([same for first, _, same in rows if not first], HABITS.keep_wrong, chance)
     assert near([second for first, second, same in rows if not first and not same], HABITS.solve_again, chance)
-    copied = HABITS.keep_right + (1 - HABITS.keep_right) * HABITS.solve_again  # a fresh solution is the same chain
-    assert near([same for first, _, same in rows if first], copied, chance)
+    assert near([same for first, _, same in rows if first], HABITS.keep_right, chance)
+
+
+def test_a_second_attempt_is_the_first_word_for_word_or_opens_with_wait(wide):
+    for _, (first, second) in wide.dialogues(2_000, HABITS, seed=0, step=0):
+        assert not first.startswith('wait')
+        assert second == first or second.startswith('wait ')
 
 
 def test_generated_text_is_one_token_a_word_and_comes_back_whole(task, wide):

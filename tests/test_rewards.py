@@ -1,5 +1,6 @@
 """The Countdown verifier evaluates the expression, and nothing that the response claims about it."""
 
+import math
 import random
 
 import pytest
@@ -90,7 +91,19 @@ def test_what_was_read_shows_the_order_of_evaluation_and_no_claim():
 
 
 def test_only_correct_is_worth_one():
-    assert [Verdict(outcome).reward for outcome in Outcome] == [float(o is Outcome.CORRECT) for o in Outcome]
+    graded = [outcome for outcome in Outcome if outcome is not Outcome.SANDBOX_ERROR]
+    assert [Verdict(outcome).reward for outcome in graded] == [float(o is Outcome.CORRECT) for o in graded]
+
+
+def test_the_graders_own_failure_is_worth_neither_one_nor_nothing():
+    assert math.isnan(Verdict(Outcome.SANDBOX_ERROR).reward)
+
+
+def test_wait_may_open_a_response_once_and_is_not_read():
+    verdict = verify(NUMBERS, TARGET, 'wait 3 * 5 = 15 + 2 = 17')
+    assert verdict == verify(NUMBERS, TARGET, '3 * 5 = 15 + 2 = 17')
+    for text in ('wait', 'wait wait 3 * 5 + 2', '3 * 5 + 2 wait', '3 wait * 5 + 2', 'waits 3 * 5 + 2'):
+        assert verify(NUMBERS, TARGET, text).outcome is Outcome.NO_ANSWER
 
 
 def test_verdicts_agree_with_pythons_own_arithmetic():

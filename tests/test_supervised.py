@@ -7,6 +7,7 @@ import pytest
 from configs import base
 from score_jax import model, rollout
 from score_jax.baselines.supervised import Supervised, encode_dialogue
+from score_jax.errors import UserError
 from score_jax.reinforce import SamplingConfig, sampler
 from score_jax.tasks import prompt_tokens
 
@@ -68,3 +69,23 @@ def test_another_seed_gives_other_first_parameters(stage, tmp_path):
         return np.asarray(Supervised(config, tmp_path).start()['embedding'])
 
     assert not np.array_equal(first(0), first(1))
+
+
+def test_the_first_steps_are_practice_and_the_others_have_the_habits(tmp_path, monkeypatch):
+    config = base.get_config()
+    config.update_from_flattened_dict(TINY | {'practice_steps': 2})
+    stage = Supervised(config, tmp_path)
+    seen = []
+    monkeypatch.setattr(stage.task, 'dialogues', lambda count, habits, **_: seen.append(habits) or [])
+    for step in range(4):
+        with pytest.raises(ValueError):  # no dialogues to learn from
+            stage.step(None, step)
+    assert seen == [stage.config.practice] * 2 + [stage.config.habits] * 2
+
+
+@pytest.mark.parametrize('steps', [-1, 2001])
+def test_practice_that_is_longer_than_the_stage_is_an_error(steps, tmp_path):
+    config = base.get_config()
+    config.practice_steps = steps
+    with pytest.raises(UserError, match=f'config.practice_steps is {steps}; it must lie between 0 and config.steps'):
+        Supervised(config, tmp_path)

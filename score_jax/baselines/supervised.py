@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from score_jax import model, progress, settings, sharding, tasks
+from score_jax.errors import UserError
 from score_jax.rollout import pad_rows
 from score_jax.tasks.countdown import Habits
 from score_jax.train import Stage, TrainConfig
@@ -18,7 +19,17 @@ from score_jax.train import Stage, TrainConfig
 class SupervisedConfig(TrainConfig):
     """`configs/base.py`."""
 
+    practice: Habits
+    practice_steps: int
     habits: Habits
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.practice.check('config.practice')
+        self.habits.check('config.habits')
+        if not 0 <= self.practice_steps <= self.steps:
+            raise UserError(
+                f'config.practice_steps is {self.practice_steps}; it must lie between 0 and config.steps, {self.steps}.')
 
 
 def encode_dialogue(task: tasks.Task, problem, responses: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -47,7 +58,8 @@ class Supervised(Stage):
             lambda: model.initialise(self.model, key), out_shardings=model.shardings(self.model, self.mesh))()
 
     def step(self, state, step: int):
-        dialogues = self.task.dialogues(self.config.batch, self.config.habits, seed=self.seed, step=step)
+        habits = self.config.practice if step < self.config.practice_steps else self.config.habits
+        dialogues = self.task.dialogues(self.config.batch, habits, seed=self.seed, step=step)
         rows = [encode_dialogue(self.task, problem, responses) for problem, responses in dialogues]
         tokens, _ = pad_rows([tokens for tokens, _ in rows], 1, self.task.tokenizer.pad_token)
         turn, _ = pad_rows([turn for _, turn in rows], 1, 0)

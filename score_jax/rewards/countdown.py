@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from score_jax.rewards.outcome import Outcome, Verdict
 
+AGAIN = 'wait'  # may open a response
 OPERATORS = {'+': operator.add, '-': operator.sub, '*': operator.mul}
 _LONGEST = 400  # characters; a response of Countdown has some tens
 _DIGITS = 6
@@ -20,12 +21,14 @@ def verify(numbers: Sequence[int], target: int, response: str) -> Verdict:
     """Does `response` reach `target` with each of `numbers` exactly once?
 
     A response is a chain, worked from left to right, `3 * 5 = 15 + 2 = 17`: a number, then operators each with
-    a number. What stands behind `=` is the response's own claim: it is skipped, neither used nor checked.
+    a number. What stands behind `=` is the response's own claim: it is skipped, neither used nor checked. So is
+    the word `wait` before the chain.
 
     Returns:
       `NO_ANSWER` if the response is not such a chain, else `CORRECT` or `WRONG`, with the chain as it was read.
     """
     words = response.split() if len(response) <= _LONGEST else []
+    words = words[1:] if words[:1] == [AGAIN] else words
     value = _number(words[0]) if words else None
     if value is None or len(words) % 2 == 0:
         return Verdict(Outcome.NO_ANSWER)

@@ -7,7 +7,10 @@ split is never drawn in training, in no order of its numbers.
 A response is a chain worked from left to right that shows its steps:
 
     problem    2 3 5 make 17 :
-    response   3 * 5 = 15 + 2 = 17
+    response   3 + 5 = 8 * 2 = 16
+    response   wait 3 * 5 = 15 + 2 = 17
+
+`wait` says that what follows is a new attempt, and no copy of the one before.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Habits:
       solve: a fresh attempt is a solution (else a random chain, which hits the target now and then).
       keep_right: the second attempt copies a right first one.
       keep_wrong: the second attempt copies a wrong first one.
-      solve_again: a second attempt that is no copy is a solution.
+      solve_again: a second attempt that is no copy, and so opens with `wait`, is a solution.
     """
 
     solve: float
@@ -52,10 +55,11 @@ class Habits:
     keep_wrong: float
     solve_again: float
 
-    def __post_init__(self):
+    def check(self, path: str) -> None:
+        """`UserError` for what is no probability; `path` is the section's name."""
         for key, value in dataclasses.asdict(self).items():
             if not 0 <= value <= 1:
-                raise UserError(f'config.habits.{key} is {value}; it must lie between 0 and 1.')
+                raise UserError(f'{path}.{key} is {value}; it must lie between 0 and 1.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ class Countdown:
         self._numbers, self._largest, self._limit = config.numbers, config.largest, config.limit
         self._test_share = config.test_share
         self.instruction = config.instruction
-        words = [str(n) for n in range(config.limit + 1)] + list(OPERATORS) + ['=', ':', 'make']
+        words = [str(n) for n in range(config.limit + 1)] + list(OPERATORS) + ['=', ':', 'make', verifier.AGAIN]
         own_words = words + sorted(set(config.instruction.split()) - set(words))
         self.tokenizer: Tokenizer = tokenizer or word_sentencepiece(own_words)
 
@@ -151,7 +155,8 @@ class Countdown:
         right = self._values(first)[:, -1] == targets
         keep = rng.random(count) < np.where(right, habits.keep_right, habits.keep_wrong)
         second = np.where(keep[:, None], first, fresh)
-        texts = zip(self._show(first), self._show(second))
+        opening = np.where(keep, '', f'{verifier.AGAIN} ')
+        texts = zip(self._show(first), map(str.__add__, opening.tolist(), self._show(second)))
         return [(problem, list(responses)) for (problem, _), responses in zip(drawn, texts)]
 
     # A chain is a row of ints: n numbers, then n - 1 indices into OPERATORS.
