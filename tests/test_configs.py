@@ -6,7 +6,8 @@ import importlib
 import pytest
 from ml_collections import ConfigDict
 
-from score_jax import objective, settings, train
+from configs.tasks import TASKS
+from score_jax import objective, settings, tasks, train
 from score_jax.baselines.supervised import SupervisedConfig
 from score_jax.errors import UserError
 from score_jax.evaluate import EvaluateConfig, Evaluation
@@ -70,6 +71,34 @@ def test_the_keys_of_a_config_are_those_that_are_read(name):
         assert set(config.optimizer) == fields(OptimizerConfig, 'steps', 'learning_rate')
     if 'objective' in config:
         objective.resolve(**config.objective)
+
+
+EVERY_PRESET = [(name, preset) for name in STAGES for preset in importlib.import_module(f'configs.{name}').PRESETS]
+
+
+@pytest.mark.parametrize('name, preset', EVERY_PRESET)
+def test_a_preset_has_the_keys_that_are_read_and_no_others(name, preset):
+    config = importlib.import_module(f'configs.{name}').get_config(preset)
+    settings.read(STAGES[name], config)
+    assert set(config.model) == fields(ModelConfig, 'vocab_size')
+    values = dict(config.task)
+    settings.read(tasks.TASKS[values.pop('name')][1], values, 'config.task')
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_the_section_of_a_task_has_the_keys_that_are_read(name):
+    values = dict(TASKS[name])
+    assert values.pop('name') == name
+    settings.read(tasks.TASKS[name][1], values, 'config.task')
+
+
+def test_a_tiny_pipeline_on_words_has_no_base_and_one_task():
+    config = importlib.import_module('configs.score').get_config('math-tiny')
+    config.task.data_dir = 'somewhere'
+    assert config.order == ('stage1', 'stage2', 'evaluate') and not set(config) - {
+        'kind', 'order', *SHARED, 'stage1', 'stage2', 'evaluate'}
+    assert all(config[name].task == config.task for name in config.order)
+    assert (config.stage1.start_from, config.stage2.start_from, config.stage2.reference) == ('random', 'stage1', 'random')
 
 
 @pytest.mark.parametrize('name, path', EVERY_SECTION)

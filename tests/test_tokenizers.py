@@ -1,4 +1,4 @@
-"""The SentencePiece wrapper says what sentencepiece says; the word model has one token a word."""
+"""The SentencePiece wrapper says what sentencepiece says; the word model has one token a word; bytes are any text."""
 
 import itertools
 import json
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from score_jax.tokenizers import SentencePiece, word_sentencepiece
+from score_jax import tasks, tokenizers
+from score_jax.errors import UserError
+from score_jax.tokenizers import Bytes, SentencePiece, word_sentencepiece
 
 DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 # (begin, end, pad) as their makers document them; the second has no padding token.
@@ -83,3 +85,31 @@ def test_the_special_tokens_of_a_word_model_are_four_and_have_no_text():
     tokens = tokenizer.encode('1 + 12')
     assert tokenizer.decode([*tokenizer.begin_tokens, *tokens, *tokenizer.end_tokens, tokenizer.pad_token]) == '1 + 12'
     assert all(isinstance(tokenizer.decode([token]), str) for token in range(tokenizer.vocab_size))
+
+
+def test_bytes_bring_back_any_text_and_special_tokens_have_none():
+    tokenizer = Bytes()
+    for text in ('', 'a + b', 'naïve Σ 東京 \U0001f600', '\x00\n\r\t'):
+        tokens = tokenizer.encode(text)
+        assert all(0 <= token < 256 for token in tokens)
+        assert tokenizer.decode([*tokenizer.begin_tokens, *tokens, *tokenizer.end_tokens, tokenizer.pad_token]) == text
+    assert tokenizer.decode([0xe6, 0x9d]) == '\ufffd' and len({256, 257, 258} | set(range(256))) == tokenizer.vocab_size
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
+    path = tmp_path / 'tokenizer.model'
+    with pytest.raises(UserError, match='config.tokenizer is .* cannot be read .No such file'):
+        tokenizers.load(str(path))
+    path.write_text('{"model": "bpe"}')
+    with pytest.raises(UserError, match='cannot be read .it is no SentencePiece model'):
+        tokenizers.load(str(path))
+
+
+@needs_data
+def test_any_task_reads_and_writes_with_the_tokenizer_of_a_model():
+    section = dict(name='countdown', numbers=3, largest=9, limit=40, test_share=0.3, instruction='again :')
+    task = tasks.make(section, str(DATA / 'tokenizers' / 'keras_gemma_export_vocab.spm'))
+    problem, = task.problems('train', 1, seed=0, step=0)
+    tokens = tasks.prompt_tokens(task, problem)
+    assert task.tokenizer.vocab_size == 290 and tokens[0] == 2
+    assert task.tokenizer.decode(tokens) == task.prompt(problem) and len(tokens) <= task.longest_prompt('train')
