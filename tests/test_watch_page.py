@@ -38,7 +38,8 @@ def samples(count: int) -> list[dict]:
 
 def metrics(first: int, last: int, level: float = 0.2) -> list[dict]:
     return [{'step': step, 'steps': 120, 't1': level, 't2': level + step / 400, 'delta': step / 400, 'changed': 0.5,
-             'i_to_c': 0.2, 'c_to_i': 0.1, 'kl_turn1': 0.1, 'kl_turn2': 1.0, 'grad_norm': 1.0}
+             'i_to_c': 0.2, 'c_to_i': 0.1, 'kl_turn1': 0.1, 'kl_turn2': 1.0, 'grad_norm': 0.02,
+             'zero': 0.0, 'tiny': 1e-7}
             for step in range(first, last + 1)]
 
 
@@ -269,6 +270,13 @@ def test_pointing_into_a_curve_tells_the_values_and_a_click_leads_to_the_transcr
     page.until('document.body.dataset.view === "transcripts" && document.querySelector(".sample")')
     assert page.state()['source'] == 'stage1' and page.state()['upto'] == '60'
     page.until('document.querySelector(".sample .where").innerText === "step 60"')
+
+
+def test_everything_else_that_is_logged_is_drawn_also_what_never_changes(page):
+    page.open('curves', run='first', more='1')
+    for key in ('grad_norm', 'zero', 'tiny'):
+        page.until(f'document.querySelector("[data-chart={key}] .drawing path.line")')
+    assert page.browser.complaints() == []
 
 
 def test_narrow_screen_shows_the_list_or_the_sample(page):

@@ -60,11 +60,9 @@ function plot({ title, unit, width, panels, levels, fromZero, zeroLine, onStep }
     watchPointer({ image, tip, panel, left: left0, size, x, y, onStep });
     left += size + MARGIN.gap;
   });
-  image.append(tag('text', { x: MARGIN.left - 40, y: 12, class: 'unit' }, unit));
+  image.append(svg('text', { x: MARGIN.left - 40, y: 12, class: 'unit' }, unit));
   return [image, tip];
 }
-
-const tag = svg;
 
 function scale(panels, levels, fromZero, crowded) {
   // Values of a faint outlier do not flatten the line: with many points the smoothed ones decide, and most raw ones.
@@ -80,7 +78,8 @@ function scale(panels, levels, fromZero, crowded) {
   }
   let [low, high] = [Math.min(...values), Math.max(...values)];
   if (fromZero && low >= 0) low = 0;
-  if (high === low) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  if (high - low <= 1e-6 * size) [low, high] = low === 0 ? [0, 1] : [low - size / 10, high + size / 10];
   const ticks = round(low, high, 5);
   [low, high] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))];
   if (!(fromZero && low === 0)) low -= (high - low) * 0.04;
