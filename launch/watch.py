@@ -3,6 +3,7 @@
 Serves this machine alone. From another: `ssh -L 8321:127.0.0.1:8321 MACHINE`, then open http://127.0.0.1:8321/ here.
 """
 
+import ctypes
 import sys
 import threading
 from pathlib import Path
@@ -32,11 +33,18 @@ def main(argv: list[str]) -> None:
     runs = f'{len(watcher.runs)} run' + 's' * (len(watcher.runs) != 1) if watcher.runs else 'no run yet'
     print(f'{server.url}  ({runs}; Ctrl-C ends it)', flush=True)
     sys.setswitchinterval(5e-4)  # seconds; a request waits that long for the thread that reads files, at every turn
+    _return_large_blocks()
     threading.Thread(target=watcher.follow, daemon=True).start()
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         pass
+
+
+def _return_large_blocks() -> None:
+    """Has glibc give blocks of a MiB and more back when they are freed; by itself it keeps them for each thread."""
+    if hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 if __name__ == '__main__':

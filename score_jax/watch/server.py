@@ -55,7 +55,7 @@ class Server(ThreadingHTTPServer):
         self.watcher = watcher
         self.files = _files()
         self._counting = threading.Lock()
-        self.reading = threading.Semaphore(2)  # answers that hold texts, so that their sizes do not add up
+        self.reading = threading.Lock()  # one answer at a time holds texts, so that their sizes do not add up
         try:
             super().__init__((ADDRESS, port), Handler)
         except OSError as error:
@@ -189,8 +189,8 @@ def _samples(server: Server, query: Query) -> dict:
 
 
 def _sample(server: Server, query: Query) -> dict:
-    place, file, line = _line(server, query)
     with server.reading:
+        place, file, line = _line(server, query)
         sample = parse(line)
         if sample is None:
             raise Refused(404, 'This line is being written anew; try again.')
