@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import mesh_of
 
 from configs import evaluate, stage1
-from score_jax import checkpoint, reinforce
+from score_jax import checkpoint, reinforce, sharding
 from score_jax.errors import UserError
 from score_jax.rewards import Outcome, Verdict, sandbox
 from score_jax.run import run
@@ -20,7 +21,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f'the public data sets
 # One shape of batch for all tasks, so that the update is compiled once.
 SMALL = {
     'batch': 8, 'model.width': 8, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.mlp': 8,
-    'rollout.max_tokens': 24, 'rollout.max_length': 512, 'rollout.chunk': 512, 'task.max_prompt': 256}
+    'rollout.max_tokens': 24, 'rollout.max_length': 512, 'rollout.chunk': 256, 'task.max_prompt': 256}
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -29,6 +30,12 @@ def prepared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TFDS_DATA_DIR', str(tmp_path_factory.mktemp('tfds')))
         yield
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Which is fastest for a model of this size."""
+    monkeypatch.setattr(sharding, 'make_mesh', lambda _: mesh_of(1, 1, 1))
 
 
 def config_of(name: str, **changes):
@@ -82,10 +89,9 @@ def test_a_run_that_is_cut_short_goes_on_with_the_same_problems(sums, tmp_path, 
             raise KeyboardInterrupt
         return step(self, state, number)
 
-    monkeypatch.setattr(reinforce.Reinforce, 'step', cut)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reinforce.Reinforce, 'step', cut)
         run(config, tmp_path / 'cut')
-    monkeypatch.undo()
     run(config, tmp_path / 'cut')
     assert rows(tmp_path / 'cut', 'samples.jsonl') == rows(tmp_path / 'whole', 'samples.jsonl')
     assert [line['loss'] for line in rows(tmp_path / 'cut')] == [line['loss'] for line in rows(tmp_path / 'whole')]
