@@ -31,6 +31,23 @@ def shared() -> ConfigDict:
         rope_base=10_000.0,
         norm_eps=1e-6,
         dtype='float32',  # of activations; parameters are float32
+        # What sets families apart; none of it is on here.
+        activation='silu',  # of the MLP's gate, or 'gelu' (in its tanh form)
+        qkv_bias=False,  # queries, keys and values have a bias
+        qk_norm=False,  # queries and keys are normalised in each head
+        post_norms=False,  # what attention and MLP give is normalised too
+        centered_norms=False,  # norms multiply by 1 + weight
+        scaled_embedding=False,  # embeddings are multiplied by the root of width
+        query_scalar=0.0,  # scores are divided by its root; 0: by that of head_dim
+        attention_cap=0.0,  # scores become cap * tanh(score / cap); 0: they stay
+        logit_cap=0.0,  # so do logits
+        window=0,  # positions that a query of a local layer sees, its own included; 0: no layer is local
+        global_every=1,  # of so many layers the last is global, the others local
+        local_rope_base=0.0,  # rope_base of local layers; 0: the same
+        rope_factor=1.0,  # Llama 3.1: rotary pairs that turn slowly turn slower by this factor; 1: none does
+        rope_length=8192,  # a pair that turns less than rope_low times in so many positions turns slower by all of it,
+        rope_low=1.0,
+        rope_high=4.0,  # one that turns more than this not at all
     ))
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, model=1))  # devices on each axis; -1: all that are left
     return config

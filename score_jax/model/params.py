@@ -18,22 +18,27 @@ from score_jax.sharding import named_sharding
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """Shape, logical axis names, and the standard deviation of the initial normal law (0: ones)."""
+    """Shape, logical axis names, and the initial law: normal around 0, or `constant` where `stddev` is 0."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     stddev: float
+    constant: float
 
 
 def declare(config: ModelConfig) -> dict:
     """The pytree of `Param`s of a decoder."""
     c, layers = config, ('layers', config.layers)
 
-    def param(*axes: tuple[str, int], fan_in: int = 0, scale: float = 1.0) -> Param:
+    def param(*axes: tuple[str, int], fan_in: int = 0, scale: float = 1.0, constant: float = 0.0) -> Param:
         return Param(
             shape=tuple(size for _, size in axes),
             axes=tuple(name for name, _ in axes),
-            stddev=scale / math.sqrt(fan_in) if fan_in else 0.0)
+            stddev=scale / math.sqrt(fan_in) if fan_in else 0.0,
+            constant=constant)
+
+    def norm(*axes: tuple[str, int]) -> Param:
+        return param(*axes, constant=0.0 if c.centered_norms else 1.0)
 
     embed = ('embed', c.width)
     heads, kv_heads, head_dim = ('heads', c.heads), ('kv_heads', c.kv_heads), ('head_dim', c.head_dim)
@@ -42,18 +47,28 @@ def declare(config: ModelConfig) -> dict:
     params = {
         'embedding': param(vocab, embed, fan_in=c.width),
         'layers': {
-            'attention_norm': param(layers, embed),
+            'attention_norm': norm(layers, embed),
             'query': param(layers, embed, heads, head_dim, fan_in=c.width),
             'key': param(layers, embed, kv_heads, head_dim, fan_in=c.width),
             'value': param(layers, embed, kv_heads, head_dim, fan_in=c.width),
             'out': param(layers, heads, head_dim, embed, fan_in=c.heads * c.head_dim, scale=residual),
-            'mlp_norm': param(layers, embed),
+            'mlp_norm': norm(layers, embed),
             'gate': param(layers, embed, mlp, fan_in=c.width),
             'up': param(layers, embed, mlp, fan_in=c.width),
             'down': param(layers, mlp, embed, fan_in=c.mlp, scale=residual),
         },
-        'final_norm': param(embed),
+        'final_norm': norm(embed),
     }
+    if c.qkv_bias:
+        params['layers'] |= {
+            'query_bias': param(layers, heads, head_dim),
+            'key_bias': param(layers, kv_heads, head_dim),
+            'value_bias': param(layers, kv_heads, head_dim),
+        }
+    if c.qk_norm:
+        params['layers'] |= {'query_norm': norm(layers, head_dim), 'key_norm': norm(layers, head_dim)}
+    if c.post_norms:
+        params['layers'] |= {'attention_post_norm': norm(layers, embed), 'mlp_post_norm': norm(layers, embed)}
     if not c.tied:
         params['head'] = param(vocab, embed, fan_in=c.width)
     return params
@@ -72,7 +87,7 @@ def initialise(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
             noise = jax.random.normal(jax.random.fold_in(key, index), param.shape, jnp.float32)
             arrays.append((param.stddev * noise).astype(dtype))
         else:
-            arrays.append(jnp.ones(param.shape, dtype))
+            arrays.append(jnp.full(param.shape, param.constant, dtype))
     return jax.tree.unflatten(treedef, arrays)
 
 

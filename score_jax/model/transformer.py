@@ -22,6 +22,8 @@ import jax.numpy as jnp
 
 from score_jax.model.config import ModelConfig
 
+_ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
+
 
 @flax.struct.dataclass
 class Cache:
@@ -47,29 +49,55 @@ def grow(cache: Cache, slots: int) -> Cache:
     return jax.tree.map(lambda x: jnp.pad(x, pad), cache)
 
 
-def _rms_norm(x, scale, eps):
-    x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
+def _rms_norm(x, scale, config: ModelConfig):
+    x32, scale = x.astype(jnp.float32), scale.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_eps)
+    return (x32 * (1 + scale if config.centered_norms else scale)).astype(x.dtype)
 
 
-def _rotate(x, positions, base):
+def _frequencies(config: ModelConfig, local):
+    """Radians a position turns each of the h / 2 pairs by; `local []` says which of the two bases is the layer's."""
+    half = config.head_dim // 2
+    exponents = -jnp.arange(half, dtype=jnp.float32) / half
+    frequencies = config.rope_base ** exponents
+    if config.rope_factor != 1:
+        # Llama 3.1: a pair that turns less than `rope_low` times in `rope_length` positions turns slower by the factor,
+        # one that turns more than `rope_high` times stays as it is, and those between go from one to the other.
+        turns = config.rope_length * frequencies / (2 * math.pi)
+        kept = jnp.clip((turns - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / config.rope_factor)
+    if config.local_rope_base:
+        frequencies = jnp.where(local, config.local_rope_base ** exponents, frequencies)
+    return frequencies
+
+
+def _rotate(x, positions, frequencies):
     """Rotary embedding of `x [B, T, N, h]` at `positions [B, T]` (halves rotated against each other)."""
-    half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _attend(q, k, v, positions):
-    """`q [B, T, H, h]` over the slots of `k, v [B, S, K, h]` that are not after each query's position."""
+def _capped(x, cap: float):
+    """`x`, bent so that it stays within `cap` on either side; as it is without one."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def _attend(q, k, v, positions, config: ModelConfig, local):
+    """`q [B, T, H, h]` over the slots of `k, v [B, S, K, h]` that are not after each query's position.
+
+    In a local layer (`local []`) also not `window` or more positions before it.
+    """
     b, t, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
-    visible = jnp.arange(k.shape[1]) <= positions[:, :, None]  # [B, T, S]
+    scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32)
+    scores = _capped(scores * (config.query_scalar or head_dim)**-0.5, config.attention_cap)
+    slots = jnp.arange(k.shape[1])
+    visible = slots <= positions[:, :, None]  # [B, T, S]
+    if config.window:
+        visible &= ~local | (slots > positions[:, :, None] - config.window)
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum('bkgts,bskh->btkgh', weights, v).reshape(b, t, heads, head_dim)
@@ -102,28 +130,39 @@ def forward(params, config: ModelConfig, tokens, positions, cache: Cache | None 
     """
     dtype = jnp.dtype(config.dtype)
     x = params['embedding'][tokens].astype(dtype)
+    if config.scaled_embedding:
+        x = x * jnp.asarray(math.sqrt(config.width), dtype)
     rows = jnp.arange(tokens.shape[0])[:, None]
+    norm = functools.partial(_rms_norm, config=config)
+
+    def projections(p, y, local):
+        q, k, v = (_linear(y, p[name]) for name in ('query', 'key', 'value'))
+        if config.qkv_bias:
+            q, k, v = q + p['query_bias'], k + p['key_bias'], v + p['value_bias']
+        if config.qk_norm:
+            q, k = norm(q, p['query_norm']), norm(k, p['key_norm'])
+        frequencies = _frequencies(config, local)
+        return _rotate(q, positions, frequencies), _rotate(k, positions, frequencies), v
 
     # The backward pass keeps the products with weights and computes the rest again: less memory, and faster too.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
     def layer(x, inputs):
-        p, kv = inputs
+        p, kv, local = inputs
         p = jax.tree.map(lambda w: w.astype(dtype), p)
-        y = _rms_norm(x, p['attention_norm'], config.norm_eps)
-        q = _rotate(_linear(y, p['query']), positions, config.rope_base)
-        k = _rotate(_linear(y, p['key']), positions, config.rope_base)
-        v = _linear(y, p['value'])
+        q, k, v = projections(p, norm(x, p['attention_norm']), local)
         if kv is not None:
             k = kv.keys.at[rows, positions].set(k, mode='drop')
             v = kv.values.at[rows, positions].set(v, mode='drop')
             kv = Cache(keys=k, values=v)
-        x = x + _linear(_attend(q, k, v, positions), p['out'], contracted=2)
-        y = _rms_norm(x, p['mlp_norm'], config.norm_eps)
-        gated = jax.nn.silu(_linear(y, p['gate'])) * _linear(y, p['up'])
-        return x + _linear(gated, p['down']), kv
+        y = _linear(_attend(q, k, v, positions, config, local), p['out'], contracted=2)
+        x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
+        y = norm(x, p['mlp_norm'])
+        y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
+        return x + (norm(y, p['mlp_post_norm']) if config.post_norms else y), kv
 
-    x, cache = jax.lax.scan(layer, x, (params['layers'], cache))
-    return _rms_norm(x, params['final_norm'], config.norm_eps), cache
+    local = jnp.asarray(config.local) if config.window else None
+    x, cache = jax.lax.scan(layer, x, (params['layers'], cache, local))
+    return norm(x, params['final_norm']), cache
 
 
 def head_weights(params) -> jax.Array:
@@ -134,4 +173,4 @@ def head_weights(params) -> jax.Array:
 def logits(params, config: ModelConfig, hidden) -> jax.Array:
     """Logits `[..., V]` in float32 of hidden states `[..., D]`."""
     head = head_weights(params).astype(config.dtype)
-    return _linear(hidden, head.T, preferred_element_type=jnp.float32)
+    return _capped(_linear(hidden, head.T, preferred_element_type=jnp.float32), config.logit_cap)
