@@ -77,9 +77,15 @@ def count(files: Files, wanted: Filter, bits: dict[str, int]) -> dict:
         if any_kind != wanted:
             of_any_kind.append(_taken(index.labels, rows(file, index, any_kind, bits)))
     passing = np.concatenate(labels)
-    counted = {True: passing if any_kind == wanted else np.concatenate(of_any_kind), False: passing}
-    by_label = {name: int(np.count_nonzero(counted[name in KINDS] & np.uint32(bit))) for name, bit in bits.items()}
+    kinds = _count_bits(passing if any_kind == wanted else np.concatenate(of_any_kind),
+                        {name: bits[name] for name in KINDS})
+    by_label = _count_bits(passing, {name: bit for name, bit in bits.items() if name not in KINDS}) | kinds
     return {'total': len(passing), 'labels': by_label, 'sources': by_source}
+
+
+def _count_bits(labels: np.ndarray, bits: dict[str, int]) -> dict[str, int]:
+    scratch = np.empty_like(labels)  # fresh memory for each bit would cost more than the counting
+    return {name: int(np.count_nonzero(np.bitwise_and(labels, np.uint32(bit), out=scratch))) for name, bit in bits.items()}
 
 
 def _taken(column: np.ndarray, found: np.ndarray) -> np.ndarray:
