@@ -41,9 +41,9 @@ def metrics(stage: str, quality: float) -> list[dict]:
                               for value in (t1, delta + 0.05, 0.06 - 0.03 * done))
         rows.append({'stage': stage, 'step': step, 'steps': STEPS.value, 't1': t1, 't2': t1 + i_to_c - c_to_i,
                      'delta': i_to_c - c_to_i, 'i_to_c': i_to_c, 'c_to_i': c_to_i, 'changed': 0.3 + 0.4 * delta,
-                     'kl_turn1': 0.3 * done, 'kl_turn2': 2 * done, 'entropy_turn1': 0.3, 'entropy_turn2': 0.2 - 0.1 * done,
-                     'length_turn1': 120 - 20 * done, 'length_turn2': 130 + 10 * done, 'truncated_turn1': 0.01,
-                     'truncated_turn2': 0.02, 'loss': float(random_state.normal()), 'grad_norm': 1.0, 'reward': t1,
+                     'kl_turn1': 0.3 * done, 'kl_turn2': 2 * done, 'entropy_turn1': 0.3,
+                     'entropy_turn2': 0.2 - 0.1 * done, 'length_turn1': 120 - 20 * done, 'length_turn2': 130 + 10 * done,
+                     'truncated_turn1': 0.01, 'truncated_turn2': 0.02, 'loss': float(random_state.normal()), 'grad_norm': 1.0, 'reward': t1,
                      'learning_rate': 1e-4 * (1 - done), 'steps_per_second': 2.5, 'seconds_sample': 0.2,
                      'seconds_grade': 0.02, 'seconds_update': 0.18, 'log_prob_gap': 1e-6})
     return rows
@@ -59,10 +59,11 @@ def sample(source: random.Random, where: dict) -> dict:
             continue
         value = a * b if right else a * b + source.randint(1, 9)
         steps = ' '.join(source.choices(WORDS, k=source.randint(15, 45)))
-        outcome = 'correct' if right else source.choices(('wrong', 'no_answer', 'truncated', 'timeout'), (40, 4, 3, 1))[0]
-        turns.append({'response': f'{steps}, so {a} times {b} is {value}.\nThe answer is \\boxed{{{value}}}', 'tokens': 60,
-                      'outcome': outcome, 'reward': float(right), 'read': None if outcome == 'no_answer' else str(value),
-                      'truncated': outcome == 'truncated'})
+        bad = source.choices(('wrong', 'no_answer', 'truncated', 'timeout'), (40, 4, 3, 1))[0]
+        outcome = 'correct' if right else bad
+        turns.append({'response': f'{steps}, so {a} times {b} is {value}.\nThe answer is \\boxed{{{value}}}',
+                      'tokens': 60, 'outcome': outcome, 'reward': float(right),
+                      'read': None if outcome == 'no_answer' else str(value), 'truncated': outcome == 'truncated'})
     return where | {'problem': f'A box holds {a} rows of {b} apples. How many apples are in the box?',
                     'instruction': 'Look at the solution above once more, find what is wrong in it if anything is, and '
                                    'write the whole solution again.', 'turns': turns}
@@ -88,7 +89,8 @@ def make(folder: Path) -> None:
                    for end, shift in (('', 0), ('_low', -0.02), ('_high', 0.02))}
                 for method, values in (
                     ('base', dict(t1=0.3, t2=0.28, delta=-0.02, i_to_c=0.03, c_to_i=0.05, changed=0.4)),
-                    ('stage2', dict(t1=0.5, t2=0.5 + quality / 10, delta=quality / 10, i_to_c=0.1, c_to_i=0.02, changed=0.3)))]
+                    ('stage2', dict(t1=0.5, t2=0.5 + quality / 10, delta=quality / 10, i_to_c=0.1, c_to_i=0.02,
+                                    changed=0.3)))]
         (run / 'results.json').write_text(json.dumps(rows))
     (folder / 'made').touch()
 
@@ -97,8 +99,8 @@ class Server:
     """`launch/watch.py` in a process of its own."""
 
     def __init__(self, folder: Path):
-        self.process = subprocess.Popen([sys.executable, 'launch/watch.py', f'--workdir={folder}', '--port=0'], cwd=ROOT,
-                                        stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, 'launch/watch.py', f'--workdir={folder}', '--port=0'],
+                                        cwd=ROOT, stdout=subprocess.PIPE, text=True)
         self.url = self.process.stdout.readline().split()[0]
 
     def ask(self, what: str) -> tuple[dict, float]:
@@ -120,7 +122,7 @@ class Server:
 def questions(source: random.Random, runs: list[str]) -> dict[str, str]:
     """One question of each kind that the page asks."""
     run, kind = quote(source.choice(runs)), quote(source.choice(('i->c', 'c->i', 'c->c', 'i->i')))
-    word = source.choice(WORDS)
+    word, rare = source.choice(WORDS), quote(f'{source.randint(2, 99)} rows of {source.randint(2, 99)} apples')
     return {
         'the list of runs': 'runs',
         'curves of a stage': f'curves?run={run}&stage=stage2',
@@ -131,7 +133,7 @@ def questions(source: random.Random, runs: list[str]) -> dict[str, str]:
         'a page, all runs': f'samples?label={kind}&label=truncated&limit=50',
         'a page from the middle': f'samples?limit=50&run-from={run}&stage-from=stage1&row-from=2000',
         'search, many hits': f'samples?text={word}&limit=50',
-        'search, rare': f'samples?text={quote(f"{source.randint(2, 99)} rows of {source.randint(2, 99)} apples")}&limit=50',
+        'search, rare': f'samples?text={rare}&limit=50',
         'search, no hit': f'samples?text=zebra{source.random()}&limit=50',
         'one transcript': f'sample?run={run}&stage=stage1&row={source.randint(0, 1000)}'}
 
@@ -155,7 +157,8 @@ def measure(server: Server) -> None:
             if not indexed and progress['read'] == progress['size']:
                 break
         if not indexed:
-            print(f"{progress['size'] / 1e9:.2f} GB indexed after {time.monotonic() - began:.0f} s, questions in between")
+            seconds = time.monotonic() - began
+            print(f"{progress['size'] / 1e9:.2f} GB indexed after {seconds:.0f} s, questions in between")
         report(title, times)
         print(f'peak memory {server.peak():.0f} MiB\n')
     began, start, pages = time.monotonic(), '', 0
@@ -164,8 +167,10 @@ def measure(server: Server) -> None:
         pages += 1
         if answer['next'] is None:
             break
-        start = ''.join(f'&{key}-from={quote(str(value))}' for key, value in zip(('run', 'stage', 'row'), answer['next']))
-    print(f'searched everything in {time.monotonic() - began:.1f} s, {pages} answers; peak memory {server.peak():.0f} MiB')
+        start = ''.join(f'&{key}-from={quote(str(value))}'
+                        for key, value in zip(('run', 'stage', 'row'), answer['next']))
+    seconds = time.monotonic() - began
+    print(f'searched everything in {seconds:.1f} s, {pages} answers; peak memory {server.peak():.0f} MiB')
 
 
 def main(argv: list[str]) -> None:

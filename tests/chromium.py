@@ -13,7 +13,8 @@ from pathlib import Path
 
 BINARY = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 _FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
-          '--disable-background-networking', '--disable-component-update', '--hide-scrollbars', '--remote-debugging-pipe')
+          '--disable-background-networking', '--disable-component-update', '--hide-scrollbars',
+          '--remote-debugging-pipe')
 _PATIENCE = 30.0  # seconds
 
 
@@ -25,7 +26,8 @@ class Browser:
         self._read, to_write = os.pipe()
         # The browser reads commands from descriptor 3 and answers on 4, messages end with a zero byte.
         self._process = subprocess.Popen(
-            ['bash', '-c', f'exec "$@" 3<&{to_read} 4>&{to_write}', 'bash', BINARY, *_FLAGS, f'--user-data-dir={profile}'],
+            ['bash', '-c', f'exec "$@" 3<&{to_read} 4>&{to_write}', 'bash', BINARY, *_FLAGS,
+             f'--user-data-dir={profile}'],
             pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         os.close(to_read)
         os.close(to_write)
@@ -100,7 +102,8 @@ class Browser:
         self.call('Input.dispatchKeyEvent', type='keyUp', key=key)
 
     def window(self, width: int, height: int, scheme: str = 'light') -> None:
-        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1,
+                  mobile=width < 600)
         self.call('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
 
     def screenshot(self, path: Path) -> None:

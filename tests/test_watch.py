@@ -1,4 +1,4 @@
-"""The server of `launch/watch.py`: follows files as they are, answers for what is in them, and gives nothing else out."""
+"""The server of `launch/watch.py`: follows files as they are, and gives out what is in them alone."""
 
 import http.client
 import json
@@ -204,9 +204,10 @@ HOSTILE = {
     'escape': b'{"problem": "\\u001b[2J\\u001b]0;owned\\u0007 \\u202ereversed", "turns": []}',
     'invalid UTF-8': b'{"problem": "\xff\xfe\xc0 text", "turns": []}',
     'lone surrogate': b'{"problem": "\\ud800", "turns": []}',
-    'not a number': b'{"problem": "p", "step": NaN, "turns": [{"outcome": "wrong", "reward": Infinity, "tokens": 1e999}]}',
-    'other types': b'{"problem": {"a": [1]}, "step": "x", "method": ["m"], "turns": [1, {"outcome": [2], "response": 3, '
-                   b'"read": {}}, null]}',
+    'not a number': b'{"problem": "p", "step": NaN, "turns": [{"outcome": "wrong", "reward": Infinity, '
+                    b'"tokens": 1e999}]}',
+    'other types': b'{"problem": {"a": [1]}, "step": "x", "method": ["m"], "turns": [1, {"outcome": [2], '
+                   b'"response": 3, "read": {}}, null]}',
     '10 MB': b'{"problem": "p", "turns": [{"response": "' + b'y' * 10_000_000 + b'", "outcome": "wrong"}]}',
     'carriage return': b'{"problem":\r "p", "turns": []}',
 }
@@ -250,11 +251,14 @@ def many(tmp_path_factory):
             for place in range(150):
                 first, second = (turn(source.choice(('correct', 'wrong', 'truncated')), source.choice(words))
                                  for _ in range(2))
-                where = {'method': source.choice('ab'), 'temperature': 0.0} if stage == 'evaluation' else {'step': place // 3}
+                where = {'step': place // 3}
+                if stage == 'evaluation':
+                    where = {'method': source.choice('ab'), 'temperature': 0.0}
                 rows.append(where | {'problem': f'{source.choice(words)} {place}', 'turns': [first, second]})
             path = folder / run / stage / 'samples.jsonl'
             path.parent.mkdir(parents=True)
-            path.write_text(''.join(json.dumps(row, ensure_ascii=place % 2 == 0) + '\n' for place, row in enumerate(rows)))
+            path.write_text(''.join(
+                json.dumps(row, ensure_ascii=place % 2 == 0) + '\n' for place, row in enumerate(rows)))
             samples[run, stage] = rows
     watcher = Watcher([folder])
     while watcher.advance():
@@ -270,8 +274,9 @@ def expected(files, samples, wanted: search.Filter) -> list[tuple]:
         rows = list(enumerate(samples[run, stage]))
         for place, row in rows if stage == 'evaluation' else reversed(rows):
             first, second = row['turns']
-            names = {f"{'c' if first['outcome'] == 'correct' else 'i'}->{'c' if second['outcome'] == 'correct' else 'i'}",
-                     first['outcome'], second['outcome']} | ({'copied'} if first['read'] == second['read'] else set())
+            before, after = ('c' if turn['outcome'] == 'correct' else 'i' for turn in row['turns'])
+            names = {f'{before}->{after}', first['outcome'], second['outcome']}
+            names |= {'copied'} if first['read'] == second['read'] else set()
             origin = f"evaluation · {row['method']} · greedy" if 'method' in row else stage
             texts = [row['problem'], first['response'], second['response']]
             if (set(wanted.labels) <= names and wanted.source in ('', origin)
@@ -297,7 +302,8 @@ FILTERS = [
     search.Filter(), search.Filter(labels=('i->c',)), search.Filter(labels=('copied', 'i->i', 'truncated')),
     search.Filter(source='stage1', upto=20), search.Filter(source='evaluation · a · greedy'),
     search.Filter(labels=('no such label',)), search.Filter(source='no such stage'), search.Filter(upto=0),
-    *(search.Filter(text=text) for text in ('APPLE', 'Äpfel', '"no"', 'two\nlines', 'a\\b', 'ΣΑΣ', '<B>', 'zebra', '149')),
+    *(search.Filter(text=text)
+      for text in ('APPLE', 'Äpfel', '"no"', 'two\nlines', 'a\\b', 'ΣΑΣ', '<B>', 'zebra', '149')),
     search.Filter(text='naïve', labels=('c->i',), source='stage2'), search.Filter(text='response')]
 
 
@@ -448,8 +454,9 @@ def test_names_of_files_are_made_visible_and_still_found(tmp_path, serve):
 
 
 def test_details_hold_numbers_and_visible_text_alone(tmp_path, serve):
-    rows = [{'method': 'base\x1b', 'temperature': 0.0, 'seed': 0, 'n': 10, 't1': 0.5, 't1_low': float('nan'), 'extra': '<b>'},
-            {'method': 'base\x1b', 'temperature': 1.0, 'seed': 0, 't1': 'x'}, 'not a row']
+    base = {'method': 'base\x1b', 'seed': 0}
+    rows = [base | {'temperature': 0.0, 'n': 10, 't1': 0.5, 't1_low': float('nan'), 'extra': '<b>'},
+            base | {'temperature': 1.0, 't1': 'x'}, 'not a row']
     (tmp_path / 'results.json').write_text(json.dumps(rows))
     write(tmp_path / 'stage1' / 'metrics.jsonl', metrics([1]))
     (tmp_path / 'stage1' / 'config.json').write_text('{"a": {"b": 1, "c": "\\u202e"}, "d": [1, 2]}')
@@ -496,7 +503,8 @@ def test_page_has_no_way_to_make_markup_of_text():
         assert not re.search(r'innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|'
                              r'srcdoc|createContextualFragment|setHTML|javascript:', text), file.name
         assert not re.search(r'https?://(?!www\.w3\.org/2000/svg)|url\(|@import', text), file.name
-        assert file.name.endswith('.js') or not re.search(r'<script(?! type="module" src="/app.js"></script>)| on\w+=| style=', text)
+        inline = r'<script(?! type="module" src="/app.js"></script>)| on\w+=| style='
+        assert file.name.endswith('.js') or not re.search(inline, text), file.name
 
 
 @pytest.mark.parametrize('host', ['evil.example', 'evil.example:80', '127.0.0.1.evil.example', '', '[', '192.168.0.1',
@@ -514,10 +522,12 @@ def test_this_machine_is_served_also_through_a_tunnel_with_another_port(small, h
 
 @pytest.mark.parametrize('address', [
     '/../secret.txt', '/%2e%2e/secret.txt', '/..%2fsecret.txt', '//etc/passwd', '/etc/passwd', '/page/app.js',
-    '/api/raw?run=..&stage=..&row=0', '/api/raw?run=demo&stage=../..&row=0', '/api/raw?run=demo/..&stage=secret.txt&row=0',
+    '/api/raw?run=..&stage=..&row=0', '/api/raw?run=demo&stage=../..&row=0',
+    '/api/raw?run=demo/..&stage=secret.txt&row=0',
     '/api/raw?run=demo&stage=stage1&row=99', '/api/raw?run=demo&stage=stage1&row=-1', '/api/sample?run=demo',
     '/api/details?run=../runs', '/api/curves?run=demo&stage=..', '/api/samples?run=..', '/api/samples?upto=x',
-    '/api/samples?limit=1e9', '/api/samples?limit=٣', '/api/samples?text=' + 'x' * 2000, '/api/', '/api/runs/..', '/http://x'])
+    '/api/samples?limit=1e9', '/api/samples?limit=٣', '/api/samples?text=' + 'x' * 2000, '/api/', '/api/runs/..',
+    '/http://x'])
 def test_nothing_but_the_page_and_the_samples_can_be_reached(small, address):
     status, _, body = ask(small, address.replace('٣', '%D9%A3'))
     assert status in (400, 404) and b'secret' not in body and b'root:' not in body and b'Traceback' not in body
@@ -529,7 +539,8 @@ def test_only_reading_is_possible(small, method):
 
 
 def test_garbage_on_the_wire_ends_that_connection_alone(small, capsys):
-    for garbage in (b'\x00\xff' * 50 + b'\r\n\r\n', b'GET / HTTP/9.9\r\n\r\n', b'GET ' + b'a' * 100_000 + b'\r\n\r\n', b'GET'):
+    end = b'\r\n\r\n'
+    for garbage in (b'\x00\xff' * 50 + end, b'GET / HTTP/9.9' + end, b'GET ' + b'a' * 100_000 + end, b'GET'):
         with socket.create_connection(('127.0.0.1', small.server_port), timeout=10) as connection:
             connection.sendall(garbage)
     assert ask(small, '/api/runs')[0] == 200
@@ -581,5 +592,5 @@ def test_unknown_workdir_is_a_users_error(tmp_path):
 
 
 def test_watching_needs_no_jax():
-    code = 'import sys; from score_jax.watch import server; sys.exit(any(name.startswith("jax") for name in sys.modules))'
+    code = 'import sys; from score_jax.watch import server; sys.exit("jax" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

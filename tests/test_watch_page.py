@@ -1,4 +1,4 @@
-"""The page of `launch/watch.py` in a real browser: shows, filters, compares, follows, and takes no text for more than text."""
+"""The page of `launch/watch.py` in a real browser: shows, filters, compares, follows; text stays text."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from score_jax.watch import search
 from score_jax.watch.runs import Watcher
 from score_jax.watch.server import Server
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason='no Chromium or Chrome on PATH; the page is not tried in a browser')
+pytestmark = pytest.mark.skipif(BINARY is None, reason='no Chromium or Chrome on PATH to try the page in')
 
 EVIL = '<script>window.owned = 1</script><img src=x onerror="window.owned = 1"><svg onload="window.owned = 1">'
 WIDE, NARROW = (1400, 900), (390, 800)
@@ -135,7 +135,7 @@ def test_every_view_loads_without_a_complaint_and_fits_the_screen(page, view, si
             page.until(f'document.body.innerText.toLowerCase().includes({json.dumps(part.lower())})')
     assert page.browser.complaints() == []
     assert page.js('document.documentElement.scrollWidth <= innerWidth')
-    dark = page.js('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).every(value => value < 60)')
+    dark = page.js('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(value => Number(value) < 60)')
     assert dark == (scheme == 'dark')
 
 
@@ -164,14 +164,16 @@ def test_chips_filter_and_the_address_keeps_them(page):
 def test_list_grows_to_its_end_as_it_is_scrolled(page):
     page.open('transcripts', run='first')
     page.until('document.querySelectorAll(".sample").length >= 50')
-    page.until('(document.querySelector(".side").scrollTop = 1e6) && document.querySelectorAll(".sample").length === 240')
+    page.until('(document.querySelector(".side").scrollTop = 1e6) && '
+               'document.querySelectorAll(".sample").length === 240')
     assert page.js('new Set([...document.querySelectorAll(".sample")].map(row => row.href)).size') == 240
 
 
 def test_link_to_a_sample_shows_it_with_what_changed_marked(page):
     page.open('transcripts', run='first', **{'in': 'first', 'stage': 'stage2', 'row': 3})  # step 4: wrong, then correct
     page.until('document.querySelector(".turn2 mark")')
-    marked = page.js('["del", "mark"].map(tag => [...document.querySelectorAll(`.turn ${tag}`)].map(part => part.innerText))')
+    marked = page.js('["del", "mark"].map(tag => '
+                     '[...document.querySelectorAll(`.turn ${tag}`)].map(part => part.innerText))')
     assert marked == [['16', '18'], ['15', '17']]
     assert page.js('document.querySelector(".turn2 pre").innerText') == '3 * 5 = 15 + 2 = 17'
     assert 'against turn 1: 2 tokens new, 2 gone' in page.text()
@@ -189,14 +191,17 @@ def test_marks_are_a_shortest_difference(page):
       const words = (text) => text.split(/\\s+/).filter(Boolean);
       const common = (a, b) => {
         let row = new Array(b.length + 1).fill(0);
-        for (const x of a) row = b.reduce((next, y, j) => [...next, x === y ? row[j] + 1 : Math.max(row[j + 1], next[j])], [0]);
+        const cell = (x, y, j, next) => x === y ? row[j] + 1 : Math.max(row[j + 1], next[j]);
+        for (const x of a) row = b.reduce((next, y, j) => [...next, cell(x, y, j, next)], [0]);
         return row.at(-1);
       };
       for (let round = 0; round < 500; round++) {
-        const text = () => Array.from({ length: random(12) }, () => 'abc'[random(3)] + [' ', '\\n', '  '][random(3)]).join('');
+        const word = () => 'abc'[random(3)] + [' ', '\\n', '  '][random(3)];
+        const text = () => Array.from({ length: random(12) }, word).join('');
         const [a, b] = [text(), text()];
         const { before, after, gone, fresh } = compare(a, b);
-        if (before.map((part) => part.text).join('') !== a || after.map((part) => part.text).join('') !== b) return `lost ${a}|${b}`;
+        const whole = (parts) => parts.map((part) => part.text).join('');
+        if (whole(before) !== a || whole(after) !== b) return `lost ${a}|${b}`;
         const same = common(words(a), words(b));
         if (words(a).length - gone !== same || words(b).length - fresh !== same) return `not shortest: ${a}|${b}`;
       }
@@ -219,7 +224,8 @@ def test_keys_do_everything(page):
     assert page.js('document.activeElement.id') == 'search'
     for letter in 'Make 77':
         page.key(letter)
-    page.until('document.querySelectorAll(".sample").length > 0 && [...document.querySelectorAll(".sample b")].every(row => row.innerText.startsWith("Make 77 "))')
+    page.until('document.querySelectorAll(".sample").length > 0 && '
+               '[...document.querySelectorAll(".sample b")].every(row => row.innerText.startsWith("Make 77 "))')
     assert page.state()['text'] == 'Make 77'
     page.key('Escape')
     assert page.js('document.activeElement.id') != 'search'
@@ -245,13 +251,15 @@ def test_runs_are_compared_side_by_side(page):
         page.until(f'new URLSearchParams(location.hash.slice(1)).getAll("run").includes({json.dumps(name)})')
     page.click('#selection .add')
     page.until('document.querySelectorAll("[data-chart=\\"Gain of the second attempt\\"] path.line").length >= 4')
-    colours = page.js('[...new Set([...document.querySelectorAll("[data-chart=\\"Gain of the second attempt\\"] g[style]")].map(line => getComputedStyle(line).color))]')
+    colours = page.js('[...new Set([...document.querySelectorAll("[data-chart^=Gain] g[style]")].map('
+                      'line => getComputedStyle(line).color))]')
     assert len(colours) == 2  # a colour for each run, in both stages
     page.key('4')
     page.until('document.querySelectorAll("table.results tbody tr").length === 4')
     page.key('5')
     page.until('document.querySelectorAll("tr.differs").length === 2')
-    assert page.js('[...document.querySelectorAll("tr.differs th")].map(cell => cell.innerText)') == ['objective.alpha'] * 2
+    keys = page.js('[...document.querySelectorAll("tr.differs th")].map(cell => cell.innerText)')
+    assert keys == ['objective.alpha'] * 2
     page.key('3')
     page.until('document.body.innerText.includes("480 transcripts")')
     page.click('[aria-label="Leave out third"]')
@@ -339,10 +347,12 @@ def test_text_of_a_model_stays_text_wherever_it_is_shown(browser, tmp_path, requ
     escape, wrong_way = '\x1b[2J\x1b]0;title\x07', '\u202ereversed'
     rows = [{'problem': EVIL, 'instruction': EVIL, 'method': EVIL, 'turns': [evil, evil]},
             {'problem': escape + wrong_way, 'step': 3, 'turns': [turn('wrong', escape), turn('correct', wrong_way)]},
-            {'problem': 'long', 'step': 4, 'turns': [turn('wrong', 'word ' * 2_000_000), turn('correct', 'other ' * 1_700_000)]}]
+            {'problem': 'long', 'step': 4,
+             'turns': [turn('wrong', 'word ' * 2_000_000), turn('correct', 'other ' * 1_700_000)]}]
     write(run / 'stage1' / 'samples.jsonl', rows)
     with (run / 'stage1' / 'samples.jsonl').open('ab') as file:
-        file.write(b'{"problem": "bad \xff\xfe bytes", "turns": []}\nnot JSON\n' + json.dumps(samples(1)[0]).encode() + b'\n{"half')
+        file.write(b'{"problem": "bad \xff\xfe bytes", "turns": []}\nnot JSON\n')
+        file.write(json.dumps(samples(1)[0]).encode() + b'\n{"half')
     write(run / 'stage1' / 'metrics.jsonl', [row | {EVIL[:60]: 1.0} for row in metrics(1, 50)])
     (run / 'stage1' / 'config.json').write_text(json.dumps({EVIL: EVIL}))
     (run / 'results.json').write_text(json.dumps([{'method': EVIL, 'seed': EVIL, 'temperature': 0.0, 't1': 0.5}]))
@@ -370,7 +380,11 @@ def test_text_of_a_model_stays_text_wherever_it_is_shown(browser, tmp_path, requ
 def test_policy_of_the_page_stops_a_script_even_if_it_were_there(page):
     page.open('runs')
     page.js('''(() => {
-      try { document.body.insertAdjacentHTML('beforeend', '<img src=x onerror="window.owned = 1">'); } catch (error) { window.refused = true; }
+      try {
+        document.body.insertAdjacentHTML('beforeend', '<img src=x onerror="window.owned = 1">');
+      } catch (error) {
+        window.refused = true;
+      }
       const script = document.createElement('script');
       script.append('window.owned = 1');
       document.body.append(script);

@@ -85,8 +85,8 @@ class Watcher:
         """
         for workdir in workdirs:
             if not workdir.is_dir():
-                raise UserError(f'workdir: {str(workdir)!r} is not a directory; name one that launch/main.py wrote, or a '
-                                'folder that holds some.')
+                raise UserError(f'workdir: {str(workdir)!r} is not a directory; name one that launch/main.py wrote, or '
+                                'a folder that holds some.')
         self.labels = Labels()
         self.runs: dict[str, Run] = {}
         self._workdirs = list(dict.fromkeys(workdir.resolve() for workdir in workdirs))
@@ -182,9 +182,10 @@ def result(row: dict, rows: list[dict]) -> dict:
     """The numbers of a row of results.json, and what it is called beside the others."""
     keys = [f'{key}{end}' for key, _, _ in report_html.COLUMNS for end in ('', '_low', '_high')]
     numbers = {key: number(row, key) for key in ('n', 'temperature', *keys)}
-    return {'method': plain(row['method']), 'label': plots.row_label(row, [other for other in rows if number(other, 'temperature') == number(row, 'temperature')]),
-            'decoding': plots.temperature_label(row)
-            } | {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+    beside = [other for other in rows if plots.temperature_label(other) == plots.temperature_label(row)]
+    names = {'method': plain(row['method']), 'label': plots.row_label(row, beside),
+             'decoding': plots.temperature_label(row)}
+    return names | {key: value if math.isfinite(value) else None for key, value in numbers.items()}
 
 
 def flat(config: object, prefix: str = '') -> dict[str, str]:

@@ -85,7 +85,8 @@ def count(files: Files, wanted: Filter, bits: dict[str, int]) -> dict:
 
 def _count_bits(labels: np.ndarray, bits: dict[str, int]) -> dict[str, int]:
     scratch = np.empty_like(labels)  # fresh memory for each bit would cost more than the counting
-    return {name: int(np.count_nonzero(np.bitwise_and(labels, np.uint32(bit), out=scratch))) for name, bit in bits.items()}
+    return {name: int(np.count_nonzero(np.bitwise_and(labels, np.uint32(bit), out=scratch)))
+            for name, bit in bits.items()}
 
 
 def _taken(column: np.ndarray, found: np.ndarray) -> np.ndarray:

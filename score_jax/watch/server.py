@@ -115,7 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             except Refused as refused:
                 return self._send(refused.status, 'application/json', _json({'error': str(refused)}))
             if isinstance(value, bytes):
-                return self._send(200, 'text/plain', value, {'Content-Disposition': 'attachment; filename="sample.json"'})
+                attachment = {'Content-Disposition': 'attachment; filename="sample.json"'}
+                return self._send(200, 'text/plain', value, attachment)
             self._send(200, 'application/json', _json(value))
 
     def _send(self, status: int, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:

@@ -10,9 +10,14 @@ const POINTS_RAW = 40; // up to this many points a line is drawn as it is, beyon
 // `levels`: [{value, colour}], drawn across. `onStep(stage, step)` is called on a click.
 export function chart({ title, unit, caption, panels, levels = [], fromZero, zeroLine, legend, onStep }) {
   const drawing = h('div', { class: 'drawing' });
-  const figure = h('figure', { 'data-chart': title },
-    h('h3', null, title), h('p', { class: 'legend' }, legend.map(swatch)), drawing,
-    caption && h('figcaption', null, caption));
+  const figure = h(
+    'figure',
+    { 'data-chart': title },
+    h('h3', null, title),
+    h('p', { class: 'legend' }, legend.map(swatch)),
+    drawing,
+    caption && h('figcaption', null, caption),
+  );
   const draw = () => {
     const width = drawing.clientWidth;
     if (width > 0) drawing.replaceChildren(...plot({ title, unit, width, panels, levels, fromZero, zeroLine, onStep }));
@@ -22,8 +27,11 @@ export function chart({ title, unit, caption, panels, levels = [], fromZero, zer
 }
 
 export function swatch({ name, colour, dashed }) {
-  const line = svg('svg', { width: 20, height: 8, 'aria-hidden': 'true' },
-    svg('path', { d: 'M1 4H19', class: dashed ? 'line dashed' : 'line' }));
+  const line = svg(
+    'svg',
+    { width: 20, height: 8, 'aria-hidden': 'true' },
+    svg('path', { d: 'M1 4H19', class: dashed ? 'line dashed' : 'line' }),
+  );
   line.style.color = `var(${colour})`;
   return h('span', null, line, name);
 }
@@ -40,8 +48,12 @@ export function smooth(values) {
 
 function plot({ title, unit, width, panels, levels, fromZero, zeroLine, onStep }) {
   const prepared = panels.map((panel) => ({
-    ...panel, last: Math.max(...panel.series.map((one) => one.steps.at(-1) ?? 0), 1),
-    series: panel.series.map((one) => ({ ...one, line: one.values.length > POINTS_RAW ? smooth(one.values) : one.values })),
+    ...panel,
+    last: Math.max(...panel.series.map((one) => one.steps.at(-1) ?? 0), 1),
+    series: panel.series.map((one) => ({
+      ...one,
+      line: one.values.length > POINTS_RAW ? smooth(one.values) : one.values,
+    })),
   }));
   const crowded = Math.max(...panels.map((panel) => panel.series.length)) > 2;
   const y = scale(prepared, levels, fromZero, crowded);
@@ -53,10 +65,13 @@ function plot({ title, unit, width, panels, levels, fromZero, zeroLine, onStep }
   const tip = h('div', { class: 'tip', hidden: true });
   let left = MARGIN.left;
   prepared.forEach((panel, place) => {
-    const size = room * shares[place] / total;
-    const x = (step) => left0 + size * step / panel.last;
+    const size = (room * shares[place]) / total;
+    const x = (step) => left0 + (size * step) / panel.last;
     const left0 = left;
-    image.append(axes(panel, left0, size, x, y, place === 0), ...lines(panel, levels, left0, size, x, y, zeroLine, crowded));
+    image.append(
+      axes(panel, left0, size, x, y, place === 0),
+      ...lines(panel, levels, left0, size, x, y, zeroLine, crowded),
+    );
     watchPointer({ image, tip, panel, left: left0, size, x, y, onStep });
     left += size + MARGIN.gap;
   });
@@ -85,7 +100,7 @@ function scale(panels, levels, fromZero, crowded) {
   if (!(fromZero && low === 0)) low -= (high - low) * 0.04;
   high += (high - low) * 0.04;
   const bottom = HEIGHT - MARGIN.bottom;
-  const y = (value) => bottom - (Math.min(Math.max(value, low), high) - low) / (high - low) * (bottom - MARGIN.top);
+  const y = (value) => bottom - ((Math.min(Math.max(value, low), high) - low) / (high - low)) * (bottom - MARGIN.top);
   return Object.assign(y, { ticks: ticks.filter((tick) => tick >= low && tick <= high), low, high });
 }
 
@@ -129,20 +144,32 @@ function lines(panel, levels, left, size, x, y, zeroLine, crowded) {
     const group = svg('g');
     group.style.color = `var(${one.colour})`;
     if (one.values.length > POINTS_RAW && !crowded) {
-      group.append(svg('path', { class: 'raw', d: one.steps.map((step, place) => one.values[place] === null
-        ? '' : `M${x(step).toFixed(1)} ${y(one.values[place]).toFixed(1)}h0`).join('') }));
+      group.append(
+        svg('path', {
+          class: 'raw',
+          d: one.steps
+            .map((step, place) =>
+              one.values[place] === null ? '' : `M${x(step).toFixed(1)} ${y(one.values[place]).toFixed(1)}h0`,
+            )
+            .join(''),
+        }),
+      );
     }
     let pen = 'M';
-    const path = one.steps.map((step, place) => {
-      if (one.line[place] === null) {
-        pen = 'M';
-        return '';
-      }
-      const piece = `${pen}${x(step).toFixed(1)} ${y(one.line[place]).toFixed(1)}`;
-      pen = 'L';
-      return piece;
-    }).join('');
-    group.append(svg('path', { d: path + (one.values.length === 1 ? 'h0' : ''), class: one.dashed ? 'line dashed' : 'line' }));
+    const path = one.steps
+      .map((step, place) => {
+        if (one.line[place] === null) {
+          pen = 'M';
+          return '';
+        }
+        const piece = `${pen}${x(step).toFixed(1)} ${y(one.line[place]).toFixed(1)}`;
+        pen = 'L';
+        return piece;
+      })
+      .join('');
+    group.append(
+      svg('path', { d: path + (one.values.length === 1 ? 'h0' : ''), class: one.dashed ? 'line dashed' : 'line' }),
+    );
     marks.push(group);
   }
   return marks;
@@ -151,9 +178,15 @@ function lines(panel, levels, left, size, x, y, zeroLine, crowded) {
 function watchPointer({ image, tip, panel, left, size, x, y, onStep }) {
   const bottom = HEIGHT - MARGIN.bottom;
   const cursor = svg('line', { y1: MARGIN.top, y2: bottom, class: 'cursor', visibility: 'hidden' });
-  const area = svg('rect', { x: left, y: MARGIN.top, width: Math.max(size, 0), height: bottom - MARGIN.top, class: 'area' });
+  const area = svg('rect', {
+    x: left,
+    y: MARGIN.top,
+    width: Math.max(size, 0),
+    height: bottom - MARGIN.top,
+    class: 'area',
+  });
   const nearest = (event) => {
-    const step = (event.clientX - image.getBoundingClientRect().left - left) / size * panel.last;
+    const step = ((event.clientX - image.getBoundingClientRect().left - left) / size) * panel.last;
     return panel.series.map((one) => {
       let best = 0;
       one.steps.forEach((other, place) => {
@@ -168,11 +201,20 @@ function watchPointer({ image, tip, panel, left, size, x, y, onStep }) {
     cursor.setAttribute('x1', place);
     cursor.setAttribute('x2', place);
     cursor.setAttribute('visibility', 'visible');
-    tip.replaceChildren(h('b', null, `${panel.stage}, step ${found[0].step}`), ...found.slice(0, 12).map((one) => {
-      const row = h('span', null, h('i', { class: one.dashed ? 'dashed' : '' }), `${one.name} `, h('b', null, short(one.value ?? NaN)));
-      row.firstChild.style.color = `var(${one.colour})`;
-      return row;
-    }));
+    tip.replaceChildren(
+      h('b', null, `${panel.stage}, step ${found[0].step}`),
+      ...found.slice(0, 12).map((one) => {
+        const row = h(
+          'span',
+          null,
+          h('i', { class: one.dashed ? 'dashed' : '' }),
+          `${one.name} `,
+          h('b', null, short(one.value ?? NaN)),
+        );
+        row.firstChild.style.color = `var(${one.colour})`;
+        return row;
+      }),
+    );
     tip.hidden = false;
     const edge = image.clientWidth - tip.offsetWidth;
     tip.style.left = `${Math.max(Math.min(place + 12, edge), place - tip.offsetWidth - 12 > 0 && place + 12 > edge ? place - tip.offsetWidth - 12 : 0)}px`;

@@ -47,7 +47,7 @@ function common(a, b) {
     const row = new Int32Array(2 * d + 1);
     for (let k = -d; k <= d; k += 2) {
       const down = k === -d || (k !== d && (furthest.get(k - 1) ?? -1) < (furthest.get(k + 1) ?? -1));
-      let x = down ? furthest.get(k + 1) ?? 0 : furthest.get(k - 1) + 1;
+      let x = down ? (furthest.get(k + 1) ?? 0) : furthest.get(k - 1) + 1;
       while (x < a.length && x - k < b.length && a[x] === b[x - k]) x++;
       furthest.set(k, x);
       row[k + d] = x;

@@ -9,7 +9,9 @@ function build(element, attributes, children) {
     if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? '' : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -29,7 +31,8 @@ export function signed(value) {
 export function short(value) {
   if (!Number.isFinite(value)) return '–';
   const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  const text =
+    size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
   return text.replace('-', '−');
 }
 
@@ -37,7 +40,11 @@ export const count = (value) => value.toLocaleString('en');
 
 export function ago(seconds) {
   if (seconds < 90) return 'just now';
-  const [size, unit] = [[86400, 'day'], [3600, 'hour'], [60, 'minute']].find(([size]) => seconds >= 1.5 * size) ?? [60, 'minute'];
+  const [size, unit] = [
+    [86400, 'day'],
+    [3600, 'hour'],
+    [60, 'minute'],
+  ].find(([size]) => seconds >= 1.5 * size) ?? [60, 'minute'];
   const number = Math.round(seconds / size);
   return `${number} ${unit}${number === 1 ? '' : 's'} ago`;
 }

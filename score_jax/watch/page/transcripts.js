@@ -1,25 +1,39 @@
 // The view of transcripts: chips that filter, a list that grows as it is scrolled, and one sample in full.
 
-import { ask, rawAddress } from './api.js';
-import { compare } from './diff.js';
-import { count, h, short } from './dom.js';
+import { ask } from './api.js';
+import { count, h } from './dom.js';
+import { back, CLOSED, highlight, show } from './sample.js';
 import { go, link, state } from './state.js';
 import { runDot } from './tables.js';
 
 const PAGE = 50;
-const KEEP = { row: null, stage: null, in: null }; // no sample is open
 
 // What the list is a list of; a change of it starts the list anew.
-const question = (runs) => ({ run: runs, label: state.label, source: state.source, upto: state.upto, text: state.text });
+const question = (runs) => ({
+  run: runs,
+  label: state.label,
+  source: state.source,
+  upto: state.upto,
+  text: state.text,
+});
 
 export class Transcripts {
   constructor() {
     this.chips = h('div', { class: 'chips', role: 'group', 'aria-label': 'Filters' });
-    this.sources = h('select', { 'aria-label': 'Stage or method', onchange: () => go({ source: this.sources.value, ...KEEP }) });
-    this.search = h('input', { type: 'search', id: 'search', placeholder: 'search problems and answers  ( / )', maxlength: 1000, 'aria-label': 'Search' });
+    this.sources = h('select', {
+      'aria-label': 'Stage or method',
+      onchange: () => go({ source: this.sources.value, ...CLOSED }),
+    });
+    this.search = h('input', {
+      type: 'search',
+      id: 'search',
+      placeholder: 'search problems and answers  ( / )',
+      maxlength: 1000,
+      'aria-label': 'Search',
+    });
     this.search.addEventListener('input', () => {
       clearTimeout(this.typing);
-      this.typing = setTimeout(() => go({ text: this.search.value, ...KEEP }, { quiet: true }), 250);
+      this.typing = setTimeout(() => go({ text: this.search.value, ...CLOSED }, { quiet: true }), 250);
     });
     this.upto = h('span');
     this.found = h('p', { class: 'caption', role: 'status' });
@@ -27,10 +41,14 @@ export class Transcripts {
     this.end = h('div', { class: 'end' });
     this.detail = h('section', { class: 'detail', 'aria-label': 'Transcript', tabindex: '-1' });
     const side = h('div', { class: 'side' }, this.found, this.list, this.end);
-    this.element = h('div', { class: 'transcripts' },
+    this.element = h(
+      'div',
+      { class: 'transcripts' },
       h('div', { class: 'filters' }, h('div', { class: 'bar' }, this.search, this.sources, this.upto), this.chips),
-      h('div', { class: 'split' }, side, this.detail));
-    for (const scrolled of [side, window]) scrolled.addEventListener('scroll', () => this.endIsNear() && this.more(), { passive: true });
+      h('div', { class: 'split' }, side, this.detail),
+    );
+    for (const scrolled of [side, window])
+      scrolled.addEventListener('scroll', () => this.endIsNear() && this.more(), { passive: true });
   }
 
   // Called whenever the address or the number of samples may have changed.
@@ -46,7 +64,17 @@ export class Transcripts {
       this.counted = `${asked} ${samples}`;
       this.recount();
     }
-    this.upto.replaceChildren(...(state.upto ? [h('button', { class: 'chip on', type: 'button', title: 'Remove', onclick: () => go({ upto: null, ...KEEP }) }, `up to step ${state.upto} ✕`)] : []));
+    this.upto.replaceChildren(
+      ...(state.upto
+        ? [
+            h(
+              'button',
+              { class: 'chip on', type: 'button', title: 'Remove', onclick: () => go({ upto: null, ...CLOSED }) },
+              `up to step ${state.upto} ✕`,
+            ),
+          ]
+        : []),
+    );
     this.open();
   }
 
@@ -64,7 +92,9 @@ export class Transcripts {
     if (this.busy || this.next === null) return;
     this.busy = true;
     const { signal } = this.stop;
-    const from = this.next ? { 'run-from': this.next[0], 'stage-from': this.next[1], 'row-from': String(this.next[2]) } : {};
+    const from = this.next
+      ? { 'run-from': this.next[0], 'stage-from': this.next[1], 'row-from': String(this.next[2]) }
+      : {};
     try {
       const answer = await ask('samples', { ...question(this.runs), limit: String(PAGE), ...from }, signal);
       Object.assign(this, { next: answer.next, scanned: this.scanned + answer.scanned });
@@ -100,39 +130,86 @@ export class Transcripts {
       const on = state.label.includes(name);
       const others = state.label.filter((other) => other !== name && !(isKind(name) && isKind(other)));
       const label = on ? others : [...others, name];
-      return h('button', { class: `chip ${on ? 'on' : ''} ${tone}`, type: 'button', 'aria-pressed': String(on), title, 'data-label': name,
-        onclick: () => go({ label, ...KEEP }) }, content, h('b', null, count(counts.labels[name] ?? 0)));
+      return h(
+        'button',
+        {
+          class: `chip ${on ? 'on' : ''} ${tone}`,
+          type: 'button',
+          'aria-pressed': String(on),
+          title,
+          'data-label': name,
+          onclick: () => go({ label, ...CLOSED }),
+        },
+        content,
+        h('b', null, count(counts.labels[name] ?? 0)),
+      );
     };
-    const kinds = this.about.kinds.map(({ name, title, caption }) => chip(name, caption, title, `way-of ${toneOf(name)}`));
-    const outcomes = Object.keys(counts.labels).filter((name) => !isKind(name) && !['copied', 'truncated', 'correct'].includes(name)
-      && (counts.labels[name] || state.label.includes(name)));
-    this.chips.replaceChildren(...kinds, h('i', { class: 'rule' }), chip('copied', 'The last answer is the first one again.', 'copied'),
+    const kinds = this.about.kinds.map(({ name, title, caption }) =>
+      chip(name, caption, title, `way-of ${toneOf(name)}`),
+    );
+    const outcomes = Object.keys(counts.labels).filter(
+      (name) =>
+        !isKind(name) &&
+        !['copied', 'truncated', 'correct'].includes(name) &&
+        (counts.labels[name] || state.label.includes(name)),
+    );
+    this.chips.replaceChildren(
+      ...kinds,
+      h('i', { class: 'rule' }),
+      chip('copied', 'The last answer is the first one again.', 'copied'),
       chip('truncated', 'A response was cut off at the limit of tokens.', 'truncated'),
-      ...outcomes.map((name) => chip(name, `In any turn, the verifier said: ${name}`, name.replaceAll('_', ' '))));
+      ...outcomes.map((name) => chip(name, `In any turn, the verifier said: ${name}`, name.replaceAll('_', ' '))),
+    );
     const all = Object.values(counts.sources).reduce((sum, one) => sum + one, 0);
     const names = Object.keys(counts.sources);
     if (state.source && !names.includes(state.source)) names.push(state.source);
-    this.sources.replaceChildren(h('option', { value: '' }, `all stages (${count(all)})`),
-      ...names.map((name) => h('option', { value: name, selected: name === state.source }, `${name} (${count(counts.sources[name] ?? 0)})`)));
+    this.sources.replaceChildren(
+      h('option', { value: '' }, `all stages (${count(all)})`),
+      ...names.map((name) =>
+        h('option', { value: name, selected: name === state.source }, `${name} (${count(counts.sources[name] ?? 0)})`),
+      ),
+    );
     this.sources.value = state.source ?? '';
     this.tell();
   }
 
   tell() {
     const total = this.counts?.total ?? 0;
-    const found = state.text ? `${count(this.rows.length)}${this.next ? '+' : ''} found` : `${count(total)} transcripts`;
-    const looked = state.text && this.next ? ` · ${count(Math.min(this.scanned, total))} of ${count(total)} searched` : '';
+    const found = state.text
+      ? `${count(this.rows.length)}${this.next ? '+' : ''} found`
+      : `${count(total)} transcripts`;
+    const looked =
+      state.text && this.next ? ` · ${count(Math.min(this.scanned, total))} of ${count(total)} searched` : '';
     this.found.textContent = this.rows.length || this.next ? found + looked : 'Nothing passes these filters.';
   }
 
   item(row) {
     const [run, stage, line] = row.place;
-    const answers = (row.copied ? row.turns.slice(0, 1) : row.turns).map((turn, place) => [place > 0 && ' → ', h('span', { class: turn.outcome === 'correct' ? 'right' : 'wrong' }, turn.answer || turn.outcome.replaceAll('_', ' '))]);
-    const item = h('a', { href: link({ in: run, stage, row: String(line) }), class: 'sample' },
-      h('span', { class: `way ${toneOf(row.kind)}`, title: row.kind }, row.turns.map((turn) => (turn.outcome === 'correct' ? '✓' : '✗'))),
+    const answers = (row.copied ? row.turns.slice(0, 1) : row.turns).map((turn, place) => [
+      place > 0 && ' → ',
+      h(
+        'span',
+        { class: turn.outcome === 'correct' ? 'right' : 'wrong' },
+        turn.answer || turn.outcome.replaceAll('_', ' '),
+      ),
+    ]);
+    const item = h(
+      'a',
+      { href: link({ in: run, stage, row: String(line) }), class: 'sample' },
+      h(
+        'span',
+        { class: `way ${toneOf(row.kind)}`, title: row.kind },
+        row.turns.map((turn) => (turn.outcome === 'correct' ? '✓' : '✗')),
+      ),
       h('b', null, row.problem || 'no problem'),
-      h('span', { class: 'where' }, this.runs.length > 1 && runDot(run, this.colours), row.step === null ? row.source.replace('evaluation · ', '') : `step ${row.step}`),
-      h('small', { class: 'answers' }, answers, row.copied && h('em', null, ' copied')));
+      h(
+        'span',
+        { class: 'where' },
+        this.runs.length > 1 && runDot(run, this.colours),
+        row.step === null ? row.source.replace('evaluation · ', '') : `step ${row.step}`,
+      ),
+      h('small', { class: 'answers' }, answers, row.copied && h('em', null, ' copied')),
+    );
     item.addEventListener('click', (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
@@ -189,60 +266,3 @@ export class Transcripts {
 const isOpen = ([run, stage, row]) => state.in === run && state.stage === stage && state.row === String(row);
 
 const toneOf = (kind) => ({ 'i->c': 'repaired', 'c->i': 'broken', 'c->c': 'kept', 'i->i': 'failed' })[kind] ?? '';
-
-const back = () => h('a', { class: 'back', href: link(KEEP) }, '← all');
-
-// --- one sample
-
-function show(sample) {
-  const [run, stage, row] = sample.place;
-  const facts = [run, sample.source, sample.step !== null && `training step ${sample.step}`].filter(Boolean).join(' · ');
-  const turns = sample.turns.map((turn) => ({ ...turn, marked: [{ text: turn.response.text, changed: false }] }));
-  turns.forEach((turn, place) => {
-    if (place === 0) return;
-    const before = turns[place - 1];
-    const found = compare(before.response.text, turn.response.text);
-    turn.marked = found.after;
-    turn.note = turn.response.text === before.response.text ? `the same text as turn ${place}`
-      : `against turn ${place}: ${found.fresh} tokens new, ${found.gone} gone`;
-    if (place === 1) before.marked = found.before;
-  });
-  return [
-    h('div', { class: 'bar head' }, back(), h('p', { class: 'source' }, facts),
-      h('a', { href: link({ text: sample.problem.text.slice(0, 200).split('\n')[0], label: [], source: null, upto: null, ...KEEP }) }, 'same problem'),
-      h('a', { href: rawAddress(sample.place), download: `${run}-${stage}-${row}.json` }, 'JSON')),
-    h('div', { class: 'problem' }, h('h4', null, 'Problem'), h('pre', null, sample.problem.text)),
-    h('div', { class: 'turns' }, turns.map(turnCard)),
-    sample.instruction.text && h('div', { class: 'instruction' }, h('h4', null, 'Instruction between the turns'), h('pre', null, sample.instruction.text)),
-  ].filter(Boolean);
-}
-
-function turnCard(turn, place) {
-  const right = turn.outcome === 'correct';
-  const facts = [turn.tokens !== null && `${short(turn.tokens)} tokens`, turn.reward !== null && `reward ${short(turn.reward)}`,
-    turn.truncated && 'cut off at the limit', turn.note].filter(Boolean).join(' · ');
-  return h('div', { class: `turn turn${Math.min(place + 1, 2)}` },
-    h('h4', null, `Turn ${place + 1}`, h('span', { class: `badge ${right ? 'right' : 'wrong'}` }, `${right ? '✓' : '✗'} ${turn.outcome.replaceAll('_', ' ')}`)),
-    h('pre', null, turn.response.text ? turn.marked.map(({ text, changed }) => (changed ? h(place === 0 ? 'del' : 'mark', null, text) : text)) : h('i', null, 'empty')),
-    h('p', { class: 'facts' }, turn.read === null ? 'verifier read no answer' : ['verifier read ', h('code', null, turn.read.text)]),
-    facts && h('p', { class: 'facts' }, facts));
-}
-
-// Shows where the text that is searched for stands, where the browser can do so without changing the page.
-function highlight(element, text) {
-  if (!window.Highlight) return;
-  CSS.highlights.delete('found');
-  if (!text) return;
-  const found = new Highlight();
-  const walk = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const small = walk.currentNode.data.toLowerCase();
-    for (let at = small.indexOf(text.toLowerCase()); at >= 0 && found.size < 500; at = small.indexOf(text.toLowerCase(), at + 1)) {
-      const range = new Range();
-      range.setStart(walk.currentNode, at);
-      range.setEnd(walk.currentNode, Math.min(at + text.length, walk.currentNode.length));
-      found.add(range);
-    }
-  }
-  CSS.highlights.set('found', found);
-}
