@@ -38,7 +38,7 @@ def shared() -> ConfigDict:
         post_norms=False,  # what attention and MLP give is normalised too
         centered_norms=False,  # norms multiply by 1 + weight
         scaled_embedding=False,  # embeddings are multiplied by the root of width
-        query_scalar=0.0,  # scores are divided by its root; 0: by that of head_dim
+        query_scalar=0,  # scores are divided by its root; 0: by that of head_dim
         attention_cap=0.0,  # scores become cap * tanh(score / cap); 0: they stay
         logit_cap=0.0,  # so do logits
         window=0,  # positions that a query of a local layer sees, its own included; 0: no layer is local
@@ -90,9 +90,17 @@ def reinforce(stage: str) -> ConfigDict:
     config.reference = 'base'  # the stage whose last parameters are the other side of the KL, or 'random'
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
     config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second
+    config.turns = 2  # attempts at each problem; the objective trains the last, or every one of them
     config.group = ConfigDict(dict(
         first=4,  # first attempts at each problem
         second=4,  # second attempts on each first attempt; 1 is the paper's estimator
+        later=1,  # third attempts on each second, and so on, where there are more than two turns
+    ))
+    config.offline = ConfigDict(dict(
+        share=0.0,  # of a step's problems: their first attempts are samples of another stage, made once
+        source='base',  # that stage, or 'random'
+        problems=2000,  # that it is sampled on
+        attempts=8,  # first attempts at each of them
     ))
     config.rollout = sampling()
     config.temperature = 1.0  # of the law that is sampled from and learned
@@ -115,9 +123,10 @@ def objective(name: str, **symbols: float) -> ConfigDict:
     return ConfigDict(dict(
         name=name,
         **symbols,  # alpha: progress bonus; beta1, beta2: KL weights, as the table of names uses them
-        gamma=0.0,  # discount of turn 2's reward for the tokens of turn 1
+        gamma=0.0,  # discount of the next turn's reward for the tokens of a turn
         kl_estimator='exact',  # over the vocabulary at every token, or 'sampled': the log-ratio, in the reward
-        baseline='leave_one_out',  # or 'none'
+        baseline='in_group',  # or 'leave_one_out', 'batch_mean', 'none'; score_jax/objective.py says what each compares
+        adaptive_beta2=0.0,  # 0: beta2 stays; else what the KL of the held turns is to cost, over what the others earn
         allow_gamma_hack=False,  # accept gamma * alpha > 1, under which failing turn 1 on purpose pays
     ))
 
@@ -138,7 +147,7 @@ def preset(config: ConfigDict, presets: dict[str, dict], name: str) -> ConfigDic
         print(f'{name!r} is not a preset of this config; it has {", ".join(presets)}.', file=sys.stderr)
         sys.exit(2)
     values = dict(presets.get(name, {}))
-    if 'task' in values:  # a section with keys of its own
-        config.task = ConfigDict(values.pop('task'))
+    for section in {'task', 'objective'} & values.keys():  # sections with keys of their own
+        config[section] = ConfigDict(values.pop(section))
     config.update_from_flattened_dict(values)
     return config

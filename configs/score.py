@@ -1,10 +1,10 @@
-"""The whole of SCoRe: base, Stage I, Stage II, evaluation and report."""
+"""The whole of SCoRe: base, Stage I, Stage II, evaluation and report; over three turns Stage I(b) stands between."""
 
 from ml_collections import ConfigDict
 
-from configs import base, common, evaluate, stage1, stage2, tasks
+from configs import base, common, evaluate, stage1, stage1b, stage2, tasks
 
-STAGES = {'base': base, 'stage1': stage1, 'stage2': stage2, 'evaluate': evaluate}
+STAGES = {'base': base, 'stage1': stage1, 'stage1b': stage1b, 'stage2': stage2, 'evaluate': evaluate}
 PRESETS = {name: {} for stage in STAGES.values() for name in stage.PRESETS} | tasks.SHARED_PRESETS
 
 
@@ -13,7 +13,8 @@ def get_config(preset: str = '') -> ConfigDict:
     config = common.preset(common.shared(), PRESETS, preset)
     config.kind = 'pipeline'
     # Sections below, in the order in which they run. A tiny model of a task in words has no base.
-    config.order = tuple(name for name in STAGES if name != 'base' or preset not in tasks.SHARED_PRESETS)
+    left_out = {'base': preset in tasks.SHARED_PRESETS, 'stage1b': preset != 'three_turns'}
+    config.order = tuple(name for name in STAGES if not left_out.get(name))
     for name in config.order:
         stage = STAGES[name]
         config[name] = common.refer(stage.get_config(preset if preset in stage.PRESETS else ''), config)

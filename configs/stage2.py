@@ -4,7 +4,9 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-PRESETS = common.REINFORCE_PRESETS
+# After Stage I(b): every turn counts, and its gain over the turn before.
+PRESETS = common.REINFORCE_PRESETS | {
+    'three_turns': {'turns': 3, 'start_from': 'stage1b', 'group.second': 2, 'group.later': 2}}
 
 
 def get_config(preset: str = '') -> ConfigDict:

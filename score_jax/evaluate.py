@@ -1,4 +1,4 @@
-"""Evaluation: one two-turn rollout for each of N held-out problems, by method and temperature."""
+"""Evaluation: one rollout of every turn for each of N held-out problems, by method and temperature."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from score_jax.sharding import MeshConfig
 from score_jax.train import model_config, stage_seed
 from score_jax.workdir import StageDirectory, write_json
 
-TURNS = 2
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """`configs/evaluate.py`."""
@@ -27,6 +24,7 @@ class EvaluateConfig:
     seed: int
     methods: tuple[str, ...]
     temperatures: tuple[float, ...]
+    turns: int
     split: str
     problems: int
     samples_per_problem: int
@@ -49,9 +47,9 @@ class Evaluation:
         self.task = tasks.make(self.config.task, self.config.tokenizer)
         self.model = model_config(self.config.model, self.task)
         self.mesh = sharding.make_mesh(self.config.mesh)
-        for key in ('problems', 'batch', 'samples_per_problem'):
-            if getattr(self.config, key) < 1:
-                raise UserError(f'config.{key} is {getattr(self.config, key)}; it must be at least 1.')
+        for key, least in (('problems', 1), ('batch', 1), ('samples_per_problem', 1), ('turns', 2)):
+            if getattr(self.config, key) < least:
+                raise UserError(f'config.{key} is {getattr(self.config, key)}; it must be at least {least}.')
         sharding.check_divisible('config.batch', self.config.batch, self.mesh)
         if self.config.samples < 0:
             raise UserError(f'config.samples is {self.config.samples}; it must be at least 0.')
@@ -66,7 +64,7 @@ class Evaluation:
         self.directory.check()
 
     def _sampler(self, temperature: float) -> rollout.RolloutConfig:
-        return sampler(self.config.rollout, self.task, TURNS, temperature)
+        return sampler(self.config.rollout, self.task, self.config.turns, temperature)
 
     def run(self) -> None:
         """Evaluates every method that has a checkpoint; what is measured already is taken from there."""
@@ -116,8 +114,8 @@ class Evaluation:
             [:self.config.samples]]
         write_json(cache, {'source': source, 'row': row, 'samples': samples})
         progress.say(
-            f'{self.config.stage}: {method} at temperature {temperature:g}: t1 {100 * row["t1"]:.1f}  '
-            f't2 {100 * row["t2"]:.1f}  delta {100 * row["delta"]:+.1f}')
+            f'{self.config.stage}: {method} at temperature {temperature:g}: {progress.turns(row)}  '
+            f'delta {100 * row["delta"]:+.1f}')
         return row, samples
 
 

@@ -42,7 +42,7 @@ class Attempt:
 def _grade(task: Task, problems: Sequence, turn: int, trajectory: Trajectory) -> list[Attempt]:
     """Attempts of one turn, one for each row; rows of the same problem stand side by side."""
     rows_each = len(trajectory.tokens) // len(problems)
-    responses = [tokens[turns == turn].tolist() for tokens, turns in zip(trajectory.tokens, trajectory.turn)]
+    responses = [tokens[abs(turns) == turn].tolist() for tokens, turns in zip(trajectory.tokens, trajectory.turn)]
     texts = [task.tokenizer.decode(response) for response in responses]
     whole = np.flatnonzero(~trajectory.truncated[:, turn - 1])
     verdicts = [Verdict(Outcome.TRUNCATED)] * len(texts)
@@ -81,8 +81,8 @@ def rewards(attempts: list[list[Attempt]]) -> np.ndarray:
 
 
 def changed(attempts: list[list[Attempt]]) -> np.ndarray:
-    """`[B]` bool: the second answer differs from the first."""
-    return np.array([first.answer != second.answer for first, second in zip(*attempts[:2])])
+    """`[B]` bool: the last answer differs from the first."""
+    return np.array([first.answer != last.answer for first, last in zip(attempts[0], attempts[-1])])
 
 
 def sample_line(task: Task, problem, row: Sequence[Attempt]) -> dict:

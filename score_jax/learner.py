@@ -42,7 +42,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise UserError(f'config.optimizer.schedule is {self.schedule!r}; it must be one of {", ".join(SCHEDULES)}.')
+            raise UserError(
+                f'config.optimizer.schedule is {self.schedule!r}; it must be one of {", ".join(SCHEDULES)}.')
         if not 0 <= self.warmup_steps < self.steps:
             raise UserError(
                 f'config.optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0 and below '
@@ -67,11 +68,12 @@ class OptimizerConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes: updates done, parameters (float32), optimiser state."""
+    """What an update changes: updates done, parameters (float32), optimiser state, the factor on an adaptive beta2."""
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    beta2_scale: jax.Array
 
 
 def state_shardings(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh) -> TrainState:
@@ -82,7 +84,7 @@ def state_shardings(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: ja
     opt_state = optax.tree_utils.tree_map_params(
         transform, lambda _, sharding: sharding, abstract, params,
         transform_non_params=lambda _: replicated(mesh))
-    return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
+    return TrainState(step=replicated(mesh), params=params, opt_state=opt_state, beta2_scale=replicated(mesh))
 
 
 def abstract_state(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh) -> TrainState:
@@ -94,7 +96,9 @@ def abstract_state(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax
 
 
 def _new_state(optimizer: OptimizerConfig, params) -> TrainState:
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.build().init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.build().init(params),
+        beta2_scale=jnp.ones(()))
 
 
 def new_state(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh, params) -> TrainState:
@@ -162,12 +166,19 @@ def _later_in_turn(values, masks):
     return sum(mask * suffix_sum(mask * values) for mask in masks)
 
 
+def _mean_of(values, valid):
+    """The mean over the first axis of what is `valid`, 0 where nothing is."""
+    return jnp.sum(jnp.where(valid, values, 0.0), axis=0) / jnp.maximum(jnp.sum(valid, axis=0), 1)
+
+
 def policy_loss(
     stats: TokenStatistics, trajectory: Trajectory, correct, objective: objectives.Objective, forks: tuple[int, ...],
+    beta2_scale=1.0,
 ):
     """REINFORCE with a KL term, the mean over rows of sums over tokens.
 
     A row with a NaN in `correct` is left out of it all: of the means, the baselines and every turn's gradient.
+    A response that was given is a prompt: it has no gradient, no KL, and is in no baseline.
 
     Its gradient is that of `-E[sum_t return_t - kl[t] * KL_t]`, KL_t over the tokens of turn t alone:
 
@@ -178,57 +189,61 @@ def policy_loss(
 
     Args:
       correct: `[B, N]`, 1 where the verifier found the turn's answer right, NaN where it failed.
-      forks: `(K1, K2)`, as in `rollout.sample`.
+      forks: `(K1, K2, ...)`, as in `rollout.sample`.
+      beta2_scale: factor on the KL weights of held turns.
 
     Returns:
       the loss, and metrics by name (each a mean over rows; `dropped` counts the rows left out).
     """
     valid = jnp.isfinite(correct).all(axis=1)
     correct = jnp.where(valid[:, None], correct, 0.0)
-
-    def mean(values):
-        return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
-
-    masks = [trajectory.mask(t + 1) for t in range(objective.turns)]
-    weights = sum(w * mask for w, mask in zip(objective.kl, masks))  # [B, T]
+    masks = jnp.stack([trajectory.mask(t + 1) for t in range(objective.turns)])  # [N, B, T]
+    own = valid[:, None] & masks.any(axis=2).T  # [B, N] sampled, and with a verdict
+    kl_weights = objectives.kl_weights(objective, beta2_scale)
     rewards = objectives.turn_rewards(objective, correct)
+
+    def by_turn(values):  # [B, T] -> [B, N], summed over the tokens of each turn
+        return jnp.sum(masks * values, axis=2).T
+
     penalty, kl_loss = 0.0, 0.0
     if objective.kl_estimator == 'sampled':
-        ratios = stats.log_probs - stats.reference_log_probs
-        penalty = jnp.asarray(objective.kl) * jnp.stack([jnp.sum(mask * ratios, axis=1) for mask in masks], axis=1)
+        penalty = kl_weights * by_turn(stats.log_probs - stats.reference_log_probs)
     else:
         later = jax.lax.stop_gradient(_later_in_turn(stats.kl, masks))
-        kl_loss = mean(jnp.sum(weights * (stats.kl + later * stats.log_probs), axis=1))
-    advantages = objectives.advantages(objective, rewards, forks, penalty, valid)  # [B, N]
-    scores = jnp.stack([jnp.sum(mask * stats.log_probs, axis=1) for mask in masks], axis=1)
-    reinforce = -mean(jnp.sum(jax.lax.stop_gradient(advantages) * scores, axis=1))
-    sampled = trajectory.turn > 0
+        kl_loss = _mean_of(jnp.sum(kl_weights * by_turn(stats.kl + later * stats.log_probs), axis=1), valid)
+    advantages = jax.lax.stop_gradient(objectives.advantages(objective, rewards, forks, penalty, own))
+    reinforce = -_mean_of(jnp.sum(advantages * by_turn(stats.log_probs), axis=1), valid)
     metrics = {
         'loss': reinforce + kl_loss,
-        'reward': mean(jnp.sum(rewards, axis=1)),
+        'reward': _mean_of(jnp.sum(rewards, axis=1), valid),
         'dropped': jnp.sum(~valid),
-        'log_prob_gap': jnp.max(jnp.where(sampled, jnp.abs(stats.log_probs - trajectory.log_probs), 0.0)),
+        'log_prob_gap': jnp.max(
+            jnp.where(masks.any(axis=0), jnp.abs(stats.log_probs - trajectory.log_probs), 0.0)),
     }
-    for t, mask in enumerate(masks):
-        tokens = jnp.maximum(jnp.sum(mask), 1)
-        metrics |= {
-            f'kl_turn{t + 1}': mean(jnp.sum(mask * stats.kl, axis=1)),
-            f'entropy_turn{t + 1}': jnp.sum(mask * stats.entropy) / tokens,
-            f'length_turn{t + 1}': jnp.mean(jnp.sum(mask, axis=1)),
-            f'truncated_turn{t + 1}': jnp.mean(trajectory.truncated[:, t].astype(jnp.float32)),
-        }
+    lengths = _mean_of(by_turn(jnp.ones_like(stats.kl)), own)
+    entropy = _mean_of(by_turn(stats.entropy), own) / jnp.maximum(lengths, 1e-6)
+    figures = {
+        'reward': _mean_of(rewards, own), 'kl': _mean_of(by_turn(stats.kl), own), 'entropy': entropy, 'length': lengths,
+        'truncated': _mean_of(trajectory.truncated, own)}
+    metrics |= {f'{name}_turn{t + 1}': values[t] for name, values in figures.items() for t in range(objective.turns)}
     return reinforce + kl_loss, metrics
 
 
-def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics, has_rows=True):
+def _next_beta2_scale(objective: objectives.Objective, scale, metrics):
+    rewards, kl = (
+        jnp.stack([metrics[f'{name}_turn{t + 1}'] for t in range(objective.turns)]) for name in ('reward', 'kl'))
+    return objectives.adapted_scale(objective, scale, rewards, kl)
+
+
+def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics, has_rows=True, **changes):
     """One update; it is skipped, and counted, where there is nothing to learn from or the gradient is not finite."""
     updates, opt_state = optimizer.build().update(grads, state.opt_state, state.params)
     norm = optax.tree.norm(grads)
     learn = has_rows & jnp.isfinite(norm)
     metrics = metrics | {
         'grad_norm': norm, 'learning_rate': optimizer.learning_rate_at(state.step), 'skipped': ~learn}
-    updated = TrainState(
-        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    updated = state.replace(
+        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state, **changes)
     return jax.tree.map(lambda new, old: jnp.where(learn, new, old), updated, state), metrics
 
 
@@ -264,11 +279,14 @@ class Learner:
             stats = token_statistics(
                 params, self.model, trajectory.tokens, temperature=temperature, head_chunk=self.head_chunk,
                 reference=reference)
-            return policy_loss(stats, trajectory, correct, objective, forks)
+            return policy_loss(stats, trajectory, correct, objective, forks, state.beta2_scale)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        if objective.adaptive_beta2:
+            metrics['beta2_scale'] = state.beta2_scale
         has_rows = metrics['dropped'] < len(correct)
-        return self._sharded(*_apply(state, self.optimizer, grads, metrics, has_rows))
+        scale = _next_beta2_scale(objective, state.beta2_scale, metrics)
+        return self._sharded(*_apply(state, self.optimizer, grads, metrics, has_rows, beta2_scale=scale))
 
     @functools.partial(jax.jit, static_argnames=('self',), donate_argnames=('state',))
     def imitate(self, state: TrainState, tokens, turn):

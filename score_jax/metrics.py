@@ -1,8 +1,11 @@
-"""What is measured over two attempts at each of N problems, with 95 % intervals.
+"""What is measured over the attempts in a row at each of N problems, with 95 % intervals.
 
-Every figure is a fraction of all N, so `delta = i_to_c - c_to_i` (arXiv 2409.12917, section 3). Where each problem
-is sampled S times the figures are means over the N x S pairs of attempts, and the intervals are over problems: samples
-of one problem are alike, so they count for less than as many problems would.
+Letters: B rows (problems, or several samples of each), T turns.
+
+Every figure is a fraction of all N, so `delta = i_to_c - c_to_i` (arXiv 2409.12917, section 3): all three compare the
+last attempt with the first, as `changed` does. Over more than two turns `delta_t3` and the like compare an attempt with
+the one before it. Where each problem is sampled S times the figures are means over the N x S rows, and the intervals
+are over problems: samples of one problem are alike, so they count for less than as many problems would.
 """
 
 from __future__ import annotations
@@ -14,41 +17,41 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 _Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-NAMES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
+
+
+def _rows(correct: np.ndarray, changed: np.ndarray) -> dict[str, np.ndarray]:
+    """What each row adds to each figure, `[B]`: 0 or 1 for shares, -1, 0 or 1 for differences between turns."""
+    right = (correct > 0).astype(float)
+    turns, first, last = right.shape[1], right[:, 0], right[:, -1]
+    rows = {f't{t + 1}': right[:, t] for t in range(turns)}
+    rows |= {
+        'delta': last - first, 'i_to_c': (1 - first) * last, 'c_to_i': first * (1 - last),
+        'changed': np.asarray(changed, float)}
+    if turns > 2:
+        rows |= {f'delta_t{t + 1}': right[:, t] - right[:, t - 1] for t in range(1, turns)}
+    return rows
 
 
 def transitions(correct: np.ndarray, changed: np.ndarray) -> dict[str, float]:
-    """t1, t2, delta, i_to_c, c_to_i and changed, from `correct [N, 2]` (0 or 1) and `changed [N]`."""
-    first, second = correct[:, 0] > 0, correct[:, 1] > 0
-    return {
-        't1': float(first.mean()),
-        't2': float(second.mean()),
-        'delta': float(second.mean() - first.mean()),
-        'i_to_c': float((~first & second).mean()),
-        'c_to_i': float((first & ~second).mean()),
-        'changed': float(np.mean(changed)),
-    }
+    """t1 to tT, delta, i_to_c, c_to_i and changed, from `correct [B, T]` (0 or 1) and `changed [B]`."""
+    return {name: float(values.mean()) for name, values in _rows(correct, changed).items()}
 
 
 def with_intervals(correct: np.ndarray, changed: np.ndarray, problem: np.ndarray | None = None) -> dict[str, float]:
-    """`transitions`, and NAME_low and NAME_high of each: Wilson's for shares, a paired one for delta.
+    """`transitions`, and NAME_low and NAME_high of each: Wilson's for shares, a paired one for differences.
 
-    `problem [B]` is the number of the problem that each pair of attempts is at; None: one pair for each.
+    `problem [B]` is the number of the problem that each row is at; None: one row for each.
     """
-    first, second = correct[:, 0] > 0, correct[:, 1] > 0
-    flags = {
-        't1': first, 't2': second, 'i_to_c': ~first & second, 'c_to_i': first & ~second, 'changed': np.asarray(changed)}
-    values = transitions(correct, changed)
     if problem is None:
         problem = np.arange(len(correct))
     row = {}
-    for name in NAMES:
-        if name == 'delta':
-            changes = _by_problem(second.astype(float) - first, problem)
+    for name, values in _rows(correct, changed).items():
+        if name.startswith('delta'):
+            changes = _by_problem(values, problem)
             low, high = paired_interval(float(changes.sum()), float((changes**2).sum()), len(changes))
         else:
-            low, high = share_interval(values[name], effective_count(flags[name], problem))
-        row |= {name: values[name], f'{name}_low': low, f'{name}_high': high}
+            low, high = share_interval(float(values.mean()), effective_count(values, problem))
+        row |= {name: float(values.mean()), f'{name}_low': low, f'{name}_high': high}
     return row
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
-_COLUMNS = (('t1', 'accuracy@t1'), ('t2', 'accuracy@t2'), ('delta', 'delta'), ('i_to_c', 'i->c'), ('c_to_i', 'c->i'),
-            ('changed', 'changed'))
+_COLUMNS = (('delta', 'delta'), ('i_to_c', 'i->c'), ('c_to_i', 'c->i'), ('changed', 'changed'))
 
 
 def say(text: str) -> None:
@@ -46,8 +46,16 @@ def _figures(means: Mapping[str, float]) -> str:
     if 't1' not in means:
         return f'loss {means["loss"]:.4f}'
     kl = ' '.join(f'{value:.3f}' for name, value in sorted(means.items()) if name.startswith('kl_turn'))
-    return (f't1 {100 * means["t1"]:4.1f}  t2 {100 * means["t2"]:4.1f}  delta {100 * means["delta"]:+5.1f}  '
-            f'changed {100 * means["changed"]:4.1f}  KL {kl}')
+    return (f'{turns(means)}  delta {100 * means["delta"]:+5.1f}  changed {100 * means["changed"]:4.1f}  KL {kl}')
+
+
+def _turn_names(row: Mapping[str, float]) -> list[str]:
+    return sorted((name for name in row if re.fullmatch(r't\d+', name)), key=lambda name: int(name[1:]))
+
+
+def turns(row: Mapping[str, float]) -> str:
+    """The accuracy of every turn in percent."""
+    return '  '.join(f'{name} {100 * row[name]:4.1f}' for name in _turn_names(row))
 
 
 def results_table(rows: list[dict]) -> None:
@@ -56,11 +64,12 @@ def results_table(rows: list[dict]) -> None:
                   show_lines=True)
     table.add_column('T')
     table.add_column('method')
-    for _, title in _COLUMNS:
+    columns = (*((name, f'accuracy@{name}') for name in _turn_names(rows[0])), *_COLUMNS)
+    for _, title in columns:
         table.add_column(title, justify='right')
     for row in rows:
         cells = []
-        for name, _ in _COLUMNS:
+        for name, _ in columns:
             sign = '+' if name == 'delta' else ''
             low, value, high = (100 * row[key] for key in (f'{name}_low', name, f'{name}_high'))
             cells.append(f'{value:{sign}.1f}\n[{low:{sign}.1f}, {high:{sign}.1f}]')

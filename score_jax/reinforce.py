@@ -1,18 +1,22 @@
-"""A stage of reinforcement learning: sample both turns, grade them, update."""
+"""A stage of reinforcement learning: sample every turn, grade them, update."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax import checkpoint, grading, model, objective, progress, rollout, settings, sharding, tasks
+from score_jax import (
+    checkpoint, grading, metrics, model, monitor, objective, offline, progress, rollout, settings, sharding, tasks)
 from score_jax.errors import UserError
-from score_jax.metrics import transitions
+from score_jax.jsonl import read_jsonl
+from score_jax.offline import OfflineConfig
 from score_jax.train import Stage, TrainConfig, stage_seed
 from score_jax.workdir import StageDirectory
 
@@ -24,10 +28,15 @@ _LOG_PROB_TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.25}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupConfig:
-    """`config.group`: first attempts at each problem, and second attempts on each first."""
+    """`config.group`: first attempts at each problem, second attempts on each first, later ones on each before."""
 
     first: int
     second: int
+    later: int
+
+    def forks(self, turns: int) -> tuple[int, ...]:
+        """By turn, how many attempts are sampled from each row of the turn before."""
+        return (self.first, self.second, *[self.later] * (turns - 2))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +55,9 @@ class ReinforceConfig(TrainConfig):
     start_from: str
     reference: str
     before: dict
+    turns: int
     group: GroupConfig
+    offline: OfflineConfig
     rollout: SamplingConfig
     temperature: float
     objective: dict
@@ -85,84 +96,142 @@ class Reinforce(Stage):
     def __init__(self, section, workdir: Path):
         config = settings.read(ReinforceConfig, section)
         super().__init__(config, section, workdir)
-        self.objective = objective.read(config.objective)
-        self.forks = (config.group.first, config.group.second)
+        self.objective = objective.read(config.objective, config.turns)
+        self.forks = config.group.forks(config.turns)
         for key, least in (('sample_every', 1), ('samples', 0)):
             if getattr(config, key) < least:
                 raise UserError(f'config.{key} is {getattr(config, key)}; it must be at least {least}.')
         if min(self.forks) < 1:
-            raise UserError(f'config.group is {self.forks}; both numbers must be at least 1.')
-        if self.objective.baseline == 'leave_one_out' and self.forks[0] < 2:
+            raise UserError(f'config.group is {self.forks}; each number must be at least 1.')
+        if self.objective.baseline in ('leave_one_out', 'in_group') and self.forks[0] < 2:
             raise UserError(
-                f'config.group.first is {self.forks[0]}, but the leave-one-out baseline compares first attempts with '
-                'each other; it must be at least 2.')
+                f'config.group.first is {self.forks[0]}, but the baseline {self.objective.baseline!r} compares first '
+                'attempts with each other; it must be at least 2.')
+        self._offline = config.offline.problems_a_step(config.batch, config.group.first)
         self.sampler = sampler(config.rollout, self.task, self.objective.turns, config.temperature)
         if config.temperature == 0:
             raise UserError('config.temperature is 0; training samples, so it must be positive.')
         self._instruction = self.task.tokenizer.encode(self.task.instruction)
         self.sampler.check_length(self.task.longest_prompt('train'), len(self._instruction))
         self._reference = None
+        self._first_attempts: offline.FirstAttempts | None = None
+        self._history: list[dict] | None = None
         self._gap_checked = False
 
     def start(self) -> dict:
         config = self.config
-        if config.reference != RANDOM:
-            stage_checkpoints(self.workdir, config.reference)
+        self._parameters_of(config.reference)
+        if self._offline:
+            self._parameters_of(config.offline.source)
         if config.start_from == RANDOM:
             progress.say(f'{config.stage}: starts from random parameters (seed {config.seed}), which know nothing')
-            return self._random(jnp.float32)
-        checkpoints = stage_checkpoints(self.workdir, config.start_from)
-        progress.say(
-            f'{config.stage}: starts from {config.start_from}, step {checkpoints.latest()} ({checkpoints.directory})')
-        return checkpoints.restore_params(model.abstract(self.model, self.mesh))
+        else:
+            checkpoints = stage_checkpoints(self.workdir, config.start_from)
+            progress.say(
+                f'{config.stage}: starts from {config.start_from}, step {checkpoints.latest()} '
+                f'({checkpoints.directory})')
+        return self._parameters_of(config.start_from)(jnp.float32)
 
-    def _random(self, dtype) -> dict:
-        """Freshly initialised parameters, a function of `config.seed` alone: the same for every stage of a workdir."""
+    def _parameters_of(self, stage: str) -> Callable[[jnp.dtype], dict]:
+        """What gives the parameters of a stage in a dtype; `UserError` at once if there are none.
+
+        Random ones are a function of `config.seed` alone: the same for every stage of a workdir.
+        """
+        if stage != RANDOM:
+            checkpoints = stage_checkpoints(self.workdir, stage)
+            return lambda dtype: checkpoints.restore_params(model.abstract(self.model, self.mesh, dtype))
         key = jax.random.key(stage_seed(self.config.seed, RANDOM))
-        return jax.jit(
+        return lambda dtype: jax.jit(
             lambda: jax.tree.map(lambda x: x.astype(dtype), model.initialise(self.model, key)),
             out_shardings=model.shardings(self.model, self.mesh))()
 
     def run(self) -> None:
-        progress.say(f'{self.config.stage}: the objective\n{objective.describe(self.objective)}')
+        progress.say(f'{self.config.stage}: the objective\n{self._describe()}')
         super().run()
-        self._reference = None  # frees its memory for the stages to come
+        self._reference = self._first_attempts = None  # frees their memory for the stages to come
+
+    def _describe(self) -> str:
+        config = self.config
+        lines = [objective.describe(self.objective), f'reference: {config.reference}']
+        if self._offline:
+            lines.append(
+                f'{self._offline} of the {config.batch} problems of a step have first attempts by '
+                f'{config.offline.source}, sampled once: prompts, on which only what follows is trained')
+        return '\n'.join(lines)
 
     def reference(self) -> dict:
         """The frozen parameters in bfloat16, sharded like the policy."""
-        if self._reference is None and self.config.reference == RANDOM:
-            self._reference = self._random(jnp.bfloat16)
-        elif self._reference is None:
-            checkpoints = stage_checkpoints(self.workdir, self.config.reference)
-            self._reference = checkpoints.restore_params(model.abstract(self.model, self.mesh, jnp.bfloat16))
+        if self._reference is None:
+            self._reference = self._parameters_of(self.config.reference)(jnp.bfloat16)
         return self._reference
+
+    def _stored(self, seed: int) -> offline.FirstAttempts:
+        """The first attempts that are given; they are sampled if the workdir has none."""
+        if self._first_attempts is None:
+            config, path = self.config.offline, self.directory.path / 'first_attempts.npz'
+            problems = self.task.problems('train', config.problems, seed=seed, step=0)
+            if not path.exists():
+                progress.say(f'{self.config.stage}: {config.source} makes its first attempts ({path})')
+                offline.write(path, offline.sample(
+                    self._parameters_of(config.source)(jnp.float32), self.model,
+                    dataclasses.replace(self.sampler, turns=1), self.mesh, self.task, problems,
+                    attempts=config.attempts, batch=self.config.batch, seed=seed))
+            self._first_attempts = offline.read(path, problems, config.attempts)
+        return self._first_attempts
+
+    def _problems(self, step: int) -> tuple[list, list[list[int]]]:
+        """The problems of a step, and a first attempt for each of their rows: `[]` where it is to be sampled."""
+        config, given, problems = self.config, [], []
+        if self._offline:
+            seed = stage_seed(config.seed, f'{config.stage}-offline')
+            problems, given = self._stored(seed).draw(self._offline, config.group.first, seed=seed, step=step)
+        fresh = self.task.problems('train', config.batch - self._offline, seed=self.seed, step=step)
+        return problems + fresh, given + [[]] * (len(fresh) * config.group.first)
 
     def step(self, state, step: int):
         config, began = self.config, time.monotonic()
-        problems = self.task.problems('train', config.batch, seed=self.seed, step=step)
+        problems, given = self._problems(step)
         grader = grading.Grader(self.task, problems)
         trajectory = rollout.sample(
             state.params, self.model, self.sampler, self.mesh,
             [tasks.prompt_tokens(self.task, problem) for problem in problems], self._instruction,
-            forks=self.forks, seed=self.seed, step=step, on_turn=grader.on_turn)
+            forks=self.forks, seed=self.seed, step=step, given=given, on_turn=grader.on_turn)
         sampled = time.monotonic()
         attempts = grader.attempts()
-        correct, changed = grading.rewards(attempts), grading.changed(attempts)
+        correct = grading.rewards(attempts)
         graded = time.monotonic()
-        state, metrics = self.learner.reinforce(
+        state, figures = self.learner.reinforce(
             state, self.reference(), trajectory, sharding.put_batch(self.mesh, correct),
             objective=self.objective, forks=self.forks, temperature=config.temperature)
-        metrics = jax.tree.map(float, metrics) | grading.summary(attempts)
-        valid = np.isfinite(correct).all(axis=1)
-        if valid.any():
-            metrics |= transitions(correct[valid], changed[valid])
-        else:
-            del metrics['reward']  # there is none, which is not 0
-        metrics |= {
+        figures = jax.tree.map(float, figures) | grading.summary(attempts)
+        figures |= self._transitions(correct, grading.changed(attempts))
+        if 't1' not in figures:
+            del figures['reward']  # there is none, which is not 0
+        figures |= {
             'seconds_sample': sampled - began, 'seconds_grade': graded - sampled,
             'seconds_update': time.monotonic() - graded}
-        self._check_gap(metrics['log_prob_gap'])
-        return state, metrics, self._samples(problems, attempts, step)
+        self._check_gap(figures['log_prob_gap'])
+        return state, figures | self._warnings(figures, step), self._samples(problems, attempts, step)
+
+    def _transitions(self, correct: np.ndarray, changed: np.ndarray) -> dict[str, float]:
+        """Those of the rows that have a verdict; where only some first attempts are given, theirs by another name."""
+        valid = np.isfinite(correct).all(axis=1)
+        given = np.arange(len(correct)) < self._offline * math.prod(self.forks)
+        parts = {'': valid} if given.all() else {'': valid & ~given, 'offline_': valid & given}
+        return {
+            prefix + name: value for prefix, rows in parts.items() if rows.any()
+            for name, value in metrics.transitions(correct[rows], changed[rows]).items()}
+
+    def _warnings(self, figures: dict, step: int) -> dict[str, list[str]]:
+        """What the monitor finds, for metrics.jsonl; what is new is said."""
+        if self._history is None:
+            self._history = read_jsonl(self.directory.path / 'metrics.jsonl')
+        found = monitor.look([*self._history, figures], self.config.steps)
+        for name in found.keys() - {name for line in self._history for name in line.get('warnings', ())}:
+            progress.say(f'{self.config.stage:<8} {step + 1:>5}/{self.config.steps}  warning: {found[name]}')
+        warnings = {'warnings': sorted(found)} if found else {}
+        self._history.append({key: figures[key] for key in monitor.KEYS if key in figures} | warnings)
+        return warnings
 
     def _check_gap(self, gap: float) -> None:
         """The first step of a run says whether sampler and learner see the same law."""

@@ -10,6 +10,8 @@ are in the cache already, and only the instruction is prefilled on top:
     prefill                    i i        the instruction alone
     turn 2                         c ...
 
+A first attempt may be given instead: it is prefilled on top of the prompt, and only what follows is sampled.
+
 Noise is a function of (seed, step, turn, row) alone: one uniform number for each token.
 """
 
@@ -151,18 +153,26 @@ def _empty(static: _Static, rows: int, width: int) -> _State:
         cache=lm.new_cache(static.model, rows, 0)).on(static.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks'))
-def _prefill(static: _Static, params, state: _State, block, block_length, *, slots: int, forks: int) -> _State:
-    """Reads `block [B, I]` (`block_length [B]` of it) behind each row, then forks each row `forks` times."""
+@functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks', 'turn'))
+def _prefill(
+    static: _Static, params, state: _State, block, block_length, *, slots: int, forks: int, turn: int = 0) -> _State:
+    """Reads `block [B, I]` (`block_length [B]` of it) behind each row, then forks each row `forks` times.
+
+    Its tokens are marked with `turn`. Under a mark below 0 they are responses: rows that have one are done with it.
+    """
     columns = state.length[:, None] + jnp.arange(block.shape[1])
     valid = jnp.arange(block.shape[1]) < block_length[:, None]
     rows = jnp.arange(block.shape[0])
     hidden, cache = lm.forward(params, static.model, block, columns, lm.grow(state.cache, slots))
+    places = rows[:, None], jnp.where(valid, columns, state.tokens.shape[1])
+    some = block_length > 0
     state = state.replace(
-        tokens=state.tokens.at[rows[:, None], jnp.where(valid, columns, state.tokens.shape[1])].set(block, mode='drop'),
+        tokens=state.tokens.at[places].set(block, mode='drop'),
+        turn=state.turn.at[places].set(turn, mode='drop'),
         length=state.length + block_length,
-        done=jnp.zeros_like(state.done),
-        next_logits=lm.logits(params, static.model, hidden[rows, block_length - 1]))
+        done=some & (turn < 0),
+        next_logits=jnp.where(
+            some[:, None], lm.logits(params, static.model, hidden[rows, block_length - 1]), state.next_logits))
 
     def fork(tree, axis):
         return jax.tree.map(lambda x: jnp.repeat(x, forks, axis), tree)
@@ -204,6 +214,18 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def _give(static: _Static, params, state: _State, given: list[list[int]], longest: int) -> _State:
+    """Reads a response of turn 1 behind each row that has one in `given`; they are not forked."""
+    rollout, width = static.rollout, _round_up(static.rollout.max_tokens, static.rollout.chunk)
+    if len(given) != len(state.length) or max(map(len, given)) > rollout.max_tokens:
+        raise UserError(
+            f'{len(given)} first attempts of up to {max(map(len, given))} tokens are given for {len(state.length)} '
+            f'rows; there must be one for each, of up to config.rollout.max_tokens = {rollout.max_tokens}.')
+    slots = _round_up(longest + width, rollout.chunk)
+    block, length = put_batch(static.mesh, pad_rows(given, width, rollout.pad_token))
+    return _prefill(static, params, state, block, length, slots=slots, forks=1, turn=-1)
+
+
 def pad_rows(rows: list[list[int]], multiple: int, pad_token: int) -> tuple[np.ndarray, np.ndarray]:
     """Token lists as one array `[B, W]`, W the next multiple of `multiple`, and their lengths `[B]`."""
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -224,6 +246,7 @@ def sample(
     forks: tuple[int, ...],
     seed: int,
     step: int,
+    given: list[list[int]] | None = None,
     on_turn: Callable[[int, Trajectory], None] | None = None,
 ) -> Trajectory:
     """Samples every turn of every row.
@@ -235,6 +258,7 @@ def sample(
       forks: for each turn, how many responses are sampled from each row of the turn before:
         `(K1, K2)` for K2 second attempts on each of K1 first ones.
       seed, step: what the noise is drawn from, with turn and row.
+      given: P * K1 token lists, first attempts that are not sampled; an empty list is sampled like any other.
       on_turn: called as `on_turn(turn, trajectory)` as soon as a turn is done, with copies on the host. It
         should hand the rows to a grader and return, so that grading overlaps with the next turn.
 
@@ -263,7 +287,10 @@ def sample(
         rows = state.length.shape[0]
         uniform = turn_noise(seed, step, turn, rows, rollout.max_tokens)
         longest += int(block_length.max())
-        for start in range(0, rollout.max_tokens, rollout.chunk):
+        responses = given if given and turn == 1 else []
+        if any(responses):
+            state = _give(static, params, state, responses, longest)
+        for start in range(0, 0 if responses and all(responses) else rollout.max_tokens, rollout.chunk):
             until = min(start + rollout.chunk, rollout.max_tokens)
             needed = _round_up(longest + until, rollout.chunk)
             if needed > state.cache.slots:
@@ -271,6 +298,9 @@ def sample(
             state = _decode(static, params, state, uniform, turn, until)
             if bool(state.done.all()):
                 break
+        if any(responses):
+            cut = np.array([bool(r) and r[-1] not in rollout.end_tokens for r in responses])
+            state = state.replace(truncated=state.truncated.at[:, 0].set(put_batch(mesh, cut) | state.truncated[:, 0]))
         longest = int(state.length.max())
         if on_turn:
             on_turn(turn, jax.tree.map(np.array, _trajectory(state, width=state.tokens.shape[1])))

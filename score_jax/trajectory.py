@@ -21,7 +21,8 @@ class Trajectory:
 
     Attributes:
       tokens: `[B, T]` int32, each row without gaps.
-      turn: `[B, T]` int32, 0 where the token is not the model's own, else 1..N.
+      turn: `[B, T]` int32, 0 where the token is not the model's own, else 1..N; -t for a response of turn t that was
+        given and not sampled, which is a prompt to what follows.
       log_probs: `[B, T]` float32, log-probability of each token when it was sampled; 0 where turn is 0.
       length: `[B]` int32, tokens of the row.
       truncated: `[B, N]` bool, the turn ended at its token limit without an end token.

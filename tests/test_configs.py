@@ -70,7 +70,7 @@ def test_the_keys_of_a_config_are_those_that_are_read(name):
     if 'optimizer' in config:
         assert set(config.optimizer) == fields(OptimizerConfig, 'steps', 'learning_rate')
     if 'objective' in config:
-        objective.resolve(**config.objective)
+        objective.read(config.objective, config.turns)
 
 
 EVERY_PRESET = [(name, preset) for name in STAGES for preset in importlib.import_module(f'configs.{name}').PRESETS]

@@ -28,9 +28,10 @@ REWARDS = {
     'multi_turn': lambda r1, r2: (r1, r2), 'single_turn': lambda r1, r2: (r1, 0 * r2)}
 
 
-def resolve(name, kl_estimator='exact', baseline='none', gamma=0.0, **changes):
+def resolve(name, kl_estimator='exact', baseline='none', gamma=0.0, turns=2, adaptive_beta2=0.0, **changes):
     return objectives.resolve(
-        name, gamma=gamma, kl_estimator=kl_estimator, baseline=baseline, allow_gamma_hack=True,
+        name, turns=turns, gamma=gamma, kl_estimator=kl_estimator, baseline=baseline, allow_gamma_hack=True,
+        adaptive_beta2=adaptive_beta2,
         **{**SYMBOLS[name], **changes})
 
 
@@ -211,7 +212,7 @@ def test_second_attempts_on_one_first_attempt_remove_the_noise_of_the_bonus(doub
     policy, reference = tables(w)
 
     def moments(alpha, forks):
-        objective = resolve('stage2', baseline='leave_one_out', alpha=alpha, beta1=0.0)
+        objective = resolve('stage2', baseline='in_group', alpha=alpha, beta1=0.0)
         gradients, p = turn2_gradients(w, policy, reference, objective, forks)
         mean = p @ gradients
         return gradients, mean, p @ ((gradients - mean)**2).sum(1)

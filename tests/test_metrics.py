@@ -9,6 +9,7 @@ from scipy import stats
 
 from score_jax import metrics
 
+NAMES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
 Z = 1.959963984540054  # the 97.5 % quantile of the normal law
 
 
@@ -72,8 +73,8 @@ def test_samples_of_one_problem_that_agree_count_as_one():
     assert copied == pytest.approx(once, abs=2e-3)
     correct, changed = outcomes(240, seed=1)
     independent, apart = metrics.with_intervals(correct, changed, problem), metrics.with_intervals(correct, changed)
-    assert all(independent[name] == apart[name] for name in metrics.NAMES)
-    for name in metrics.NAMES:
+    assert all(independent[name] == apart[name] for name in NAMES)
+    for name in NAMES:
         widths = [row[f'{name}_high'] - row[f'{name}_low'] for row in (independent, apart, once)]
         assert widths[1] == pytest.approx(widths[0], rel=0.25) and widths[0] < 0.75 * widths[2], name
 
@@ -99,7 +100,6 @@ def test_figures_may_be_none_or_all():
 
 def test_every_figure_comes_with_its_interval_around_it():
     row = metrics.with_intervals(*outcomes())
-    names = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
-    assert row.keys() == {f'{name}{end}' for name in names for end in ('', '_low', '_high')}
-    assert all(row[f'{name}_low'] < row[name] < row[f'{name}_high'] for name in names)
+    assert row.keys() == {f'{name}{end}' for name in NAMES for end in ('', '_low', '_high')}
+    assert all(row[f'{name}_low'] < row[name] < row[f'{name}_high'] for name in NAMES)
     assert all(isinstance(value, float) for value in row.values())

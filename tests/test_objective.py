@@ -1,5 +1,6 @@
 """What each stage rewards, and what every attempt is compared with."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,7 +15,8 @@ SYMBOLS = {
 
 
 def resolve(name, **changes):
-    values = dict(gamma=0.0, kl_estimator='exact', baseline='leave_one_out', allow_gamma_hack=False)
+    values = dict(
+        turns=2, gamma=0.0, kl_estimator='exact', baseline='in_group', adaptive_beta2=0.0, allow_gamma_hack=False)
     return objectives.resolve(name, **{**values, **SYMBOLS.get(name, {}), **changes})
 
 
@@ -37,8 +39,7 @@ def test_kl_weights_by_turn(name, kl):
 
 
 def test_the_bonus_compares_each_turn_with_the_one_before():
-    three = objectives.Objective(
-        reward=(1, 1, 1), bonus=(0, 2, 5), kl=(0, 0, 0), gamma=0, kl_estimator='exact', baseline='none')
+    three = dataclasses.replace(resolve('stage2', turns=3), bonus=(0, 2, 5))
     rewards = objectives.turn_rewards(three, np.array([(0, 1, 0), (1, 0, 1), (1, 1, 1)], np.float32))
     np.testing.assert_allclose(rewards, [(0, 3, -5), (1, -2, 6), (1, 1, 1)])
 
@@ -128,7 +129,7 @@ def test_nothing_is_left_where_no_row_has_a_verdict():
 @pytest.mark.parametrize('name, changes, message', [
     ('stage3', {}, "config.objective.name is 'stage3'; it must be one of stage1, stage2"),
     ('stage1', dict(kl_estimator='k3'), "kl_estimator is 'k3'; it must be one of exact, sampled"),
-    ('stage1', dict(baseline='value'), "baseline is 'value'; it must be one of leave_one_out, none"),
+    ('stage1', dict(baseline='value'), "baseline is 'value'; it must be one of none, batch_mean"),
     ('stage1', dict(alpha=1.0), "alpha is given, but the objective 'stage1' uses beta1, beta2"),
     ('stage2', dict(alpha=math.nan), 'config.objective.alpha is nan'),
     ('stage2', dict(alpha=math.inf), 'config.objective.alpha is inf'),
@@ -143,7 +144,8 @@ def test_what_cannot_be_meant_is_refused(name, changes, message):
 def test_a_missing_symbol_is_named():
     with pytest.raises(UserError, match="objective.beta2 is missing, but the objective 'stage1' uses beta1, beta2"):
         objectives.resolve(
-            'stage1', gamma=0.0, kl_estimator='exact', baseline='none', allow_gamma_hack=False, beta1=0.1)
+            'stage1', turns=2, gamma=0.0, kl_estimator='exact', baseline='none', allow_gamma_hack=False, beta1=0.1,
+            adaptive_beta2=0.0)
 
 
 def test_failing_on_purpose_pays_only_where_it_is_allowed():

@@ -21,7 +21,8 @@ OPTIMIZER = OptimizerConfig(
 ROLLOUT = rollout.RolloutConfig(
     turns=2, max_tokens=4, max_length=16, temperature=1.0, chunk=16, end_tokens=(0,), pad_token=0)
 OBJECTIVE = objective.resolve(
-    'stage2', gamma=0.0, kl_estimator='exact', baseline='leave_one_out', allow_gamma_hack=False, alpha=2.0, beta1=0.1)
+    'stage2', turns=2, gamma=0.0, kl_estimator='exact', baseline='in_group', adaptive_beta2=0.0, allow_gamma_hack=False,
+    alpha=2.0, beta1=0.1)
 PROMPTS = [[1], [2, 3, 4], [5, 6], [7]]
 
 

@@ -1,0 +1,22 @@
+"""Stage I(b): learn to correct in turn 3, with turns 1 and 2 held at the model of Stage I(a).
+
+One more turn is one more stage: `--config.stage=stage1c --config.turns=4 --config.start_from=stage1b
+--config.reference=stage1b`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, stage1
+
+PRESETS = stage1.PRESETS
+
+
+def get_config(preset: str = '') -> ConfigDict:
+    config = stage1.get_config(preset)
+    config.stage = 'stage1b'
+    config.start_from = 'stage1'
+    config.reference = 'stage1'
+    config.before = ConfigDict()
+    config.turns = 3
+    config.group.update(first=2, second=2, later=4)  # turn 3 is what is learned
+    return config

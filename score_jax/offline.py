@@ -1,0 +1,89 @@
+"""First attempts that are sampled once, from another stage, and then given as prompts: only what follows is trained.
+
+    WORKDIR/STAGE/first_attempts.npz    `problems` x `attempts` responses, of problems that the stage's seed says
+
+Which of them a step sees is a function of (seed, step) alone, and so is the file: deleted, it is made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from score_jax import model, rollout, tasks
+from score_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfflineConfig:
+    """`config.offline`; `configs/common.py` says what each value means."""
+
+    share: float
+    source: str
+    problems: int
+    attempts: int
+
+    def problems_a_step(self, batch: int, first: int) -> int:
+        """How many of a step's `batch` problems have their `first` first attempts from the store."""
+        count = round(self.share * batch)
+        if not 0 <= self.share <= 1 or (self.share and not count):
+            raise UserError(
+                f'config.offline.share is {self.share}; it must lie between 0 and 1, and be 0 or at least one of '
+                f'config.batch = {batch} problems.')
+        if count and (self.attempts < first or self.problems < count):
+            raise UserError(
+                f'config.offline has problems = {self.problems}, attempts = {self.attempts}; a step takes {count} '
+                f'problems with config.group.first = {first} attempts each: raise them.')
+        return count
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstAttempts:
+    """Problems, and the responses `[problem][attempt]` to each as token lists."""
+
+    problems: list[Any]
+    responses: list[list[list[int]]]
+
+    def draw(self, count: int, first: int, *, seed: int, step: int) -> tuple[list[Any], list[list[int]]]:
+        """`count` different problems, and `first` different samples for each, side by side."""
+        rng = np.random.default_rng([seed, step])
+        chosen = rng.choice(len(self.problems), count, replace=False)
+        attempts = [rng.choice(len(self.responses[i]), first, replace=False) for i in chosen]
+        return [self.problems[i] for i in chosen], [
+            self.responses[i][j] for i, those in zip(chosen, attempts) for j in those]
+
+
+def sample(
+    params, config: model.ModelConfig, sampling: rollout.RolloutConfig, mesh, task: tasks.Task, problems: list, *,
+    attempts: int, batch: int, seed: int,
+) -> list[list[int]]:
+    """`attempts` responses of one turn to each of `problems`, side by side, `batch` problems at a time."""
+    rows: list[list[int]] = []
+    for step, start in enumerate(range(0, len(problems), batch)):
+        part = problems[start:start + batch]
+        padded = part + part[:1] * (batch - len(part))
+        trajectory = rollout.sample(
+            params, config, sampling, mesh, [tasks.prompt_tokens(task, problem) for problem in padded], [],
+            forks=(attempts,), seed=seed, step=step)
+        tokens, turns = np.asarray(trajectory.tokens), np.asarray(trajectory.turn)
+        rows += [row[own == 1].tolist() for row, own in zip(tokens, turns)][:len(part) * attempts]
+    return rows
+
+
+def write(path: Path, rows: list[list[int]]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name('unfinished-' + path.name)
+    np.savez(temporary, tokens=np.concatenate(rows).astype(np.int32), lengths=np.array([len(row) for row in rows]))
+    os.replace(temporary, path)
+
+
+def read(path: Path, problems: list, attempts: int) -> FirstAttempts:
+    """What `write` wrote of `attempts` responses to each of `problems`."""
+    with np.load(path) as file:
+        rows = [part.tolist() for part in np.split(file['tokens'], np.cumsum(file['lengths'])[:-1])]
+    return FirstAttempts(problems, [rows[i:i + attempts] for i in range(0, len(rows), attempts)])
