@@ -32,7 +32,7 @@ class ModelConfig:
     post_norms: bool = False
     centered_norms: bool = False
     scaled_embedding: bool = False
-    query_scalar: float = 0.0
+    query_scalar: int = 0
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     window: int = 0
