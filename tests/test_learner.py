@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from enumeration import (
+    exact_objective, expected_gradient, given, gradients_by_group, group_loss, groups_of, statistics, tables,
+    turn_log_probs, world)
 from helpers import decoder_logits, log_softmax, mesh_of, random_params, tiny
 
 from score_jax import learner, rollout
@@ -22,127 +25,22 @@ SYMBOLS = {
     'stage1': dict(beta1=BETA1, beta2=BETA2), 'stage2': dict(alpha=ALPHA, beta1=BETA1),
     'multi_turn': dict(beta1=BETA1), 'single_turn': dict(beta1=BETA1)}
 KL_WEIGHTS = {
-    'stage1': (BETA2, BETA1), 'stage2': (BETA1, BETA1), 'multi_turn': (BETA1, BETA1), 'single_turn': (BETA1, 0.0)}
-REWARDS = {
-    'stage1': lambda r1, r2: (0 * r1, r2), 'stage2': lambda r1, r2: (r1, r2 + ALPHA * (r2 - r1)),
-    'multi_turn': lambda r1, r2: (r1, r2), 'single_turn': lambda r1, r2: (r1, 0 * r2)}
+    ('stage1', 2): (BETA2, BETA1), ('stage1', 3): (BETA2, BETA2, BETA1), ('single_turn', 2): (BETA1, 0),
+    ('single_turn', 3): (BETA1, 0, 0)}
+
+
+def rewards_of(name, correct):
+    """By hand, `[M, N]`."""
+    before = np.concatenate([correct[:, :1], correct[:, :-1]], axis=1)
+    last, first = np.eye(correct.shape[1])[[-1, 0]]
+    return {'stage1': correct * last, 'stage2': correct + ALPHA * (correct - before), 'multi_turn': correct,
+            'single_turn': correct * first}[name]
 
 
 def resolve(name, kl_estimator='exact', baseline='none', gamma=0.0, turns=2, adaptive_beta2=0.0, **changes):
     return objectives.resolve(
         name, turns=turns, gamma=gamma, kl_estimator=kl_estimator, baseline=baseline, allow_gamma_hack=True,
-        adaptive_beta2=adaptive_beta2,
-        **{**SYMBOLS[name], **changes})
-
-
-# Every trajectory of a policy that is a table of logits, one row for each context.
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """All M two-turn trajectories over a few tokens; token 0 ends a response, else its length does.
-
-    Attributes:
-      responses: all of one turn; trajectory m is `(responses[m // R], responses[m % R])`.
-      context: `[M, T]` row of the table that each token is drawn from; -1 where it is not the model's.
-      correct: `[M, 2]`.
-    """
-
-    responses: list
-    trajectory: Trajectory
-    context: np.ndarray
-    correct: np.ndarray
-    contexts: int
-    vocab: int
-
-
-def world(vocab: int, limit: int) -> World:
-    grown = [[()]]
-    for _ in range(limit):
-        grown.append([(*r, token) for r in grown[-1] if r[-1:] != (0,) for token in range(vocab)])
-    responses = [r for n, rs in enumerate(grown) for r in rs if r and (r[-1] == 0 or n == limit)]
-    table, rows = {}, []
-    for y1, y2 in itertools.product(responses, repeat=2):
-        contexts = [table.setdefault((1, y1[:i]), len(table)) for i in range(len(y1))]
-        contexts += [-1] + [table.setdefault((2, y1, y2[:i]), len(table)) for i in range(len(y2))]
-        rows.append(([1, *y1, 1, *y2], [0, *[1] * len(y1), 0, *[2] * len(y2)], [-1, *contexts]))
-    width = 2 + 2 * limit
-    tokens, turn, context = (
-        np.array([r[i] + [fill] * (width - len(r[i])) for r in rows]) for i, fill in enumerate((0, 0, -1)))
-    first = np.repeat(np.arange(len(responses)) % 2, len(responses))
-    second = np.random.default_rng(4).random(len(rows)) < 0.5
-    correct = np.stack([first, second], axis=1).astype(float)
-    trajectory = Trajectory(
-        tokens=tokens, turn=turn, log_probs=np.zeros(tokens.shape), length=np.array([len(r[0]) for r in rows]),
-        truncated=np.zeros((len(rows), 2), bool))
-    return World(responses, trajectory, context, correct, len(table), vocab)
-
-
-def tables(w: World):
-    """The policy's and the reference's logits."""
-    rng = np.random.default_rng(2)
-    return jnp.asarray(rng.normal(size=(w.contexts, w.vocab))), rng.normal(size=(w.contexts, w.vocab))
-
-
-def statistics(w: World, policy, reference) -> TokenStatistics:
-    own, target = w.context >= 0, np.asarray(w.trajectory.tokens)
-    law, other = jax.nn.log_softmax(policy), jax.nn.log_softmax(reference)
-    def at(x):
-        return jnp.where(own, x, 0.0)
-    return TokenStatistics(
-        log_probs=at(law[w.context, target]), reference_log_probs=at(other[w.context, target]), entropy=at(0.0),
-        kl=at(jnp.sum(jnp.exp(law) * (law - other), axis=-1)[w.context]))
-
-
-def turn_log_probs(w: World, values):
-    """`[M, 2]`: of each trajectory's response to each turn."""
-    return jnp.stack([jnp.sum(jnp.where(w.trajectory.turn == t, values, 0.0), axis=1) for t in (1, 2)], axis=1)
-
-
-def exact_objective(w: World, policy, reference, name):
-    """`E[sum_t R_t] - sum_t kl_t E[KL_t]` over all trajectories; turn 2 takes its start as given (gamma = 0)."""
-    stats = statistics(w, policy, reference)
-    own, other = turn_log_probs(w, stats.log_probs), turn_log_probs(w, stats.reference_log_probs)
-    p1, p2 = jnp.exp(own).T
-    reward1, reward2 = REWARDS[name](*w.correct.T)
-    kl1, kl2 = KL_WEIGHTS[name]
-    ratio1, ratio2 = (own - other).T
-    return (
-        jnp.sum(p1 * jax.lax.stop_gradient(p2) * (reward1 - kl1 * ratio1))
-        + jnp.sum(jax.lax.stop_gradient(p1) * p2 * (reward2 - kl2 * ratio2)))
-
-
-def expected_loss(w: World, policy, reference, objective, forks, groups, probability, failed=np.zeros(0, int)):
-    """`policy_loss` of every group of trajectories (`groups [G, B]` indices), weighted by its probability.
-
-    Of the rows `failed` of each group the grader has no verdict on turn 2.
-    """
-    stats = statistics(w, policy, reference)
-
-    def loss(rows):
-        stats_of, trajectory, correct = jax.tree.map(lambda x: jnp.asarray(x)[rows], (stats, w.trajectory, w.correct))
-        correct = correct.at[failed, 1].set(jnp.nan)
-        return policy_loss(stats_of, trajectory, correct, objective, forks)[0]
-
-    return jnp.sum(jax.lax.stop_gradient(probability) * jax.vmap(loss)(groups))
-
-
-def probabilities(w: World, policy):
-    """Of each first attempt `[R]` and of each second attempt after it `[R, R]`."""
-    n = len(w.responses)
-    p1, p2 = np.exp(turn_log_probs(w, statistics(w, policy, policy).log_probs)).T.reshape(2, n, n)
-    return p1[:, 0], p2
-
-
-def groups_of(w: World, policy, forks):
-    """Every group of `forks` and its probability."""
-    n, (p1, p2) = len(w.responses), probabilities(w, policy)
-    trees = [(y1, y2) for y1 in range(n) for y2 in itertools.product(range(n), repeat=forks[1])]
-    rows = np.array([[y1 * n + y for y in y2] for y1, y2 in trees])
-    p = np.array([p1[y1] * p2[y1, list(y2)].prod() for y1, y2 in trees])
-    index = np.array(list(itertools.product(range(len(trees)), repeat=forks[0])))
-    assert p[index].prod(1).sum() == pytest.approx(1, abs=1e-12)
-    return rows[index].reshape(len(index), -1), p[index].prod(1)
+        adaptive_beta2=adaptive_beta2, **{**SYMBOLS[name], **changes})
 
 
 @pytest.fixture
@@ -151,78 +49,151 @@ def double():
         yield
 
 
+def gradient_of_objective(w, policy, reference, name, *, gamma=0.0, first=None):
+    kl = KL_WEIGHTS.get((name, w.turns), (BETA1,) * w.turns)
+    return jax.jit(jax.grad(lambda policy: exact_objective(
+        w, policy, reference, rewards_of(name, w.correct), kl, gamma, first)))(policy)
+
+
 CASES = list(itertools.product(objectives.OBJECTIVES, objectives.KL_ESTIMATORS))
+WORLDS = {2: dict(vocab=3, limit=3), 3: dict(vocab=2, limit=2)}
 
 
+@pytest.mark.parametrize('turns', WORLDS)
 @pytest.mark.parametrize('name, kl_estimator', CASES)
-def test_the_expected_gradient_is_that_of_the_objective(double, name, kl_estimator):
-    w = world(vocab=3, limit=3)
+def test_the_expected_gradient_is_that_of_the_objective(double, name, kl_estimator, turns):
+    w = world(**WORLDS[turns], turns=turns)
     policy, reference = tables(w)
-    groups, p = groups_of(w, policy, (1, 1))
-    expected = jax.grad(exact_objective, argnums=1)(w, policy, reference, name)
-    got = jax.grad(expected_loss, argnums=1)(w, policy, reference, resolve(name, kl_estimator), (1, 1), groups, p)
-    np.testing.assert_allclose(-got, expected, atol=1e-8)
+    expected = gradient_of_objective(w, policy, reference, name)
+    got = expected_gradient(w, policy, reference, resolve(name, kl_estimator, turns=turns), (1,) * turns)
+    np.testing.assert_allclose(got, expected, atol=1e-8)
     assert np.abs(expected).max() > 1e-2
 
 
-@pytest.mark.parametrize('forks', [(2, 1), (2, 2)])
-@pytest.mark.parametrize('name, kl_estimator', CASES)
-def test_a_leave_one_out_baseline_leaves_the_expected_gradient(double, name, kl_estimator, forks):
+@pytest.mark.parametrize('turns', WORLDS)
+@pytest.mark.parametrize('gamma, kl_estimator', [(0.5, 'exact'), (1.0, 'sampled')])
+def test_with_gamma_a_turn_is_credited_for_what_follows_it(double, gamma, kl_estimator, turns):
+    w = world(**WORLDS[turns], turns=turns)
+    policy, reference = tables(w)
+    objective = resolve('stage2', kl_estimator, gamma=gamma, turns=turns)
+    got = expected_gradient(w, policy, reference, objective, (1,) * turns)
+    np.testing.assert_allclose(got, gradient_of_objective(w, policy, reference, 'stage2', gamma=gamma), atol=1e-8)
+
+
+@pytest.mark.parametrize('turns', WORLDS)
+def test_with_gamma_1_and_no_kl_the_gradient_is_that_of_the_sum_of_all_rewards(double, turns):
+    """Of every turn's probability at once: nothing is taken as given."""
+    w = world(**WORLDS[turns], turns=turns)
+    policy, reference = tables(w)
+    rewards = rewards_of('stage2', w.correct).sum(axis=1)
+    expected = jax.grad(lambda policy: jnp.sum(
+        jnp.exp(turn_log_probs(w, statistics(w, policy, policy).log_probs).sum(axis=1)) * rewards))(policy)
+    objective = resolve('stage2', gamma=1.0, beta1=0.0, turns=turns)
+    got = expected_gradient(w, policy, reference, objective, (1,) * turns)
+    np.testing.assert_allclose(got, expected, atol=1e-8)
+
+
+UNBIASED = [('leave_one_out', (2, 1)), ('leave_one_out', (2, 2)), ('in_group', (2, 2)), ('leave_one_out', (2, 1, 1)),
+            ('in_group', (2, 1, 2))]
+
+
+@pytest.mark.parametrize('baseline, forks', UNBIASED)
+@pytest.mark.parametrize('name, kl_estimator', [
+    ('stage1', 'sampled'), ('stage2', 'sampled'), ('stage2', 'exact'), ('multi_turn', 'sampled')])
+def test_what_leaves_itself_out_leaves_the_expected_gradient(double, name, kl_estimator, baseline, forks):
+    w = world(vocab=2, limit=2 if len(forks) == 2 else 1, turns=len(forks))
+    policy, reference = tables(w)
+    got = expected_gradient(w, policy, reference, resolve(name, kl_estimator, baseline, turns=len(forks)), forks)
+    np.testing.assert_allclose(got, gradient_of_objective(w, policy, reference, name), atol=1e-8)
+
+
+def contexts_of(w, turn: int) -> np.ndarray:
+    return np.unique(w.context[w.trajectory.turn == turn])
+
+
+@pytest.mark.parametrize('forks, factors', [
+    ((2, 1), (1 / 2, 1 / 2)), ((2, 2), (1 / 2, 3 / 4)), ((3, 1), (2 / 3, 2 / 3))])
+def test_the_batch_mean_shrinks_the_expected_gradient_by_its_own_share(double, forks, factors):
+    """By (n - 1) / n for the n responses of a turn."""
     w = world(vocab=2, limit=2)
     policy, reference = tables(w)
-    groups, p = groups_of(w, policy, forks)
-    expected = jax.grad(exact_objective, argnums=1)(w, policy, reference, name)
-    objective = resolve(name, kl_estimator, 'leave_one_out')
-    got = jax.grad(expected_loss, argnums=1)(w, policy, reference, objective, forks, groups, p)
-    np.testing.assert_allclose(-got, expected, atol=1e-8)
+    got = expected_gradient(w, policy, reference, resolve('stage2', 'sampled', 'batch_mean'), forks)
+    expected = gradient_of_objective(w, policy, reference, 'stage2')
+    for turn, factor in enumerate(factors, start=1):
+        of_turn = contexts_of(w, turn)
+        np.testing.assert_allclose(got[of_turn], factor * expected[of_turn], atol=1e-8)
+
+
+@pytest.mark.parametrize('name, kl_estimator', CASES)
+def test_on_given_first_attempts_only_what_follows_is_trained(double, name, kl_estimator):
+    """They are drawn from another law; turn 1 has no gradient at all, its KL neither."""
+    w = given(world(vocab=2, limit=2))
+    policy, reference = tables(w)
+    first = reference[::-1]
+    got = expected_gradient(
+        w, policy, reference, resolve(name, kl_estimator, 'in_group'), (2, 2), first=first)
+    np.testing.assert_allclose(
+        got, gradient_of_objective(w, policy, reference, name, first=first), atol=1e-8)
+    assert not got[contexts_of(w, -1)].any() and np.any(got) == (name != 'single_turn')
+
+
+@pytest.mark.parametrize('baseline', ['none', 'leave_one_out', 'batch_mean'])
+def test_a_mixture_is_the_mean_of_its_parts(double, baseline):
+    """A problem with its own first attempts and one with given ones, whose rewards are in no baseline of turn 1."""
+    own = world(vocab=2, limit=1)
+    policy, reference = tables(own)
+    both = jax.tree.map(lambda a, b: np.concatenate([a, b]), *(
+        (w.trajectory, w.context, w.correct) for w in (own, given(own))))
+    w = dataclasses.replace(own, trajectory=both[0], context=both[1], correct=both[2])
+    parts = [groups_of(own, policy, (2, 1)), groups_of(own, policy, (2, 1), reference)]
+    pairs = [(np.append(a, len(own.correct) + b), p * q) for a, p in zip(*parts[0]) for b, q in zip(*parts[1])]
+    groups, probability = (np.array(x) for x in zip(*pairs))
+    objective = resolve('stage2', 'sampled', baseline)
+    got = -jax.jit(jax.grad(lambda policy: probability @ jax.vmap(
+        lambda rows: group_loss(w, policy, reference, objective, (2, 1), rows))(groups)))(policy)
+    expected = [gradient_of_objective(own, policy, reference, 'stage2', first=first) / 2 for first in (None, reference)]
+    factors = (1 / 2, 3 / 4) if baseline == 'batch_mean' else (1, 1)  # of turn 1 two are its own, of turn 2 four
+    for turn, factor in enumerate(factors, start=1):
+        of_turn = contexts_of(own, turn)
+        np.testing.assert_allclose(got[of_turn], factor * sum(expected)[of_turn], atol=1e-8)
 
 
 @pytest.mark.parametrize('name, kl_estimator, forks, failed', [
     ('stage1', 'exact', (3, 1), [1]), ('stage2', 'exact', (3, 1), [0]), ('stage2', 'sampled', (3, 1), [2]),
     ('stage2', 'exact', (2, 3), [2])])
 def test_rows_without_a_verdict_leave_the_expected_gradient(double, name, kl_estimator, forks, failed):
-    w = world(vocab=2, limit=2)
+    w = world(vocab=2, limit=2 if forks == (3, 1) else 1)
     policy, reference = tables(w)
-    groups, p = groups_of(w, policy, forks)
-    expected = jax.grad(exact_objective, argnums=1)(w, policy, reference, name)
-    objective = resolve(name, kl_estimator, 'leave_one_out')
-    got = jax.grad(expected_loss, argnums=1)(
-        w, policy, reference, objective, forks, groups, p, failed=np.array(failed))
-    np.testing.assert_allclose(-got, expected, atol=1e-8)
-
-
-def turn2_gradients(w, policy, reference, objective, forks):
-    """The gradient of every group with respect to turn 2's logits `[G, C * V]`, and the group's probability."""
-    groups, p = groups_of(w, policy, forks)
-
-    def gradient(rows):
-        return jax.grad(expected_loss, argnums=1)(w, policy, reference, objective, forks, rows[None], jnp.ones(1))
-    of_turn2 = np.setdiff1d(np.arange(w.contexts), w.context[w.trajectory.turn == 1])
-    gradients = jax.jit(jax.vmap(gradient))(groups)[:, of_turn2]
-    return np.asarray(gradients).reshape(len(groups), -1), p
+    got = expected_gradient(
+        w, policy, reference, resolve(name, kl_estimator, 'in_group'), forks, failed=failed)
+    np.testing.assert_allclose(got, gradient_of_objective(w, policy, reference, name), atol=1e-8)
 
 
 def test_second_attempts_on_one_first_attempt_remove_the_noise_of_the_bonus(double):
     """In groups the gradient of turn 2 is `1 + alpha` times that without a bonus, sample for sample; the paper's
-    estimator has that mean only and, where second attempts are rarely right, more variance from as many samples."""
+    estimator has that mean only and, where second attempts are rarely right, more variance from as many samples. So has
+    leave-one-out over the very same tree."""
     w = world(vocab=2, limit=2)
     of_turn = np.arange(len(w.responses))
     correct = np.stack([np.repeat(of_turn == 0, 3), np.tile(of_turn == 2, 3)], axis=1)
     w = dataclasses.replace(w, correct=correct.astype(float))
     policy, reference = tables(w)
 
-    def moments(alpha, forks):
-        objective = resolve('stage2', baseline='in_group', alpha=alpha, beta1=0.0)
-        gradients, p = turn2_gradients(w, policy, reference, objective, forks)
+    def moments(alpha, forks, baseline):
+        objective = resolve('stage2', baseline=baseline, alpha=alpha, beta1=0.0)
+        gradients, p = gradients_by_group(w, policy, reference, objective, forks)
+        gradients = gradients[:, contexts_of(w, 2)].reshape(len(gradients), -1)
         mean = p @ gradients
         return gradients, mean, p @ ((gradients - mean)**2).sum(1)
 
-    plain, tree = moments(0.0, (2, 2)), moments(ALPHA, (2, 2))
-    plain_paper, paper = moments(0.0, (4, 1)), moments(ALPHA, (4, 1))
+    plain, tree = moments(0.0, (2, 2), 'in_group'), moments(ALPHA, (2, 2), 'in_group')
+    plain_paper, paper = moments(0.0, (4, 1), 'leave_one_out'), moments(ALPHA, (4, 1), 'leave_one_out')
+    across = moments(ALPHA, (2, 2), 'leave_one_out')
     np.testing.assert_allclose(tree[0], (1 + ALPHA) * plain[0], atol=1e-12)
-    np.testing.assert_allclose(tree[1], paper[1], atol=1e-12)
+    for other in (paper, across):
+        np.testing.assert_allclose(tree[1], other[1], atol=1e-12)
     assert np.abs(paper[0] - (1 + ALPHA) * plain_paper[0]).max() > 0.1
-    assert tree[2] < 0.8 * paper[2]
+    assert tree[2] < 0.8 * paper[2] and tree[2] < 0.8 * across[2]
 
 
 # Where gradients go, token by token.
@@ -252,7 +223,7 @@ def token_gradients(objective, correct, forks=(2, 2)) -> TokenStatistics:
 OUTCOMES = np.array([(0, 1), (0, 0), (1, 0), (1, 1)])
 
 
-@pytest.mark.parametrize('baseline', objectives.BASELINES)
+@pytest.mark.parametrize('baseline', ['none', 'in_group'])
 @pytest.mark.parametrize('name, kl_estimator', CASES)
 def test_prompt_instruction_and_padding_have_no_gradient(name, kl_estimator, baseline):
     gradients = token_gradients(resolve(name, kl_estimator, baseline), OUTCOMES)
@@ -262,7 +233,7 @@ def test_prompt_instruction_and_padding_have_no_gradient(name, kl_estimator, bas
 
 
 @pytest.mark.parametrize('turn', [0, 1])
-@pytest.mark.parametrize('baseline', objectives.BASELINES)
+@pytest.mark.parametrize('baseline', ['none', 'in_group'])
 @pytest.mark.parametrize('name, kl_estimator', CASES)
 def test_a_row_without_a_verdict_on_one_turn_has_no_gradient_in_any(name, kl_estimator, baseline, turn):
     correct = OUTCOMES.astype(float)
@@ -293,8 +264,8 @@ def test_the_rows_that_are_left_weigh_as_if_the_others_had_not_been_sampled():
 def test_every_token_of_a_rewarded_turn_has_a_gradient_its_last_one_too(name, kl_estimator):
     """The last token is the end token unless the response was truncated."""
     gradient = np.asarray(token_gradients(resolve(name, kl_estimator), np.ones((4, 2))).log_probs)
-    for turn, reward in enumerate(REWARDS[name](np.ones(1), np.ones(1)), start=1):
-        if reward[0]:
+    for turn, reward in enumerate(rewards_of(name, np.ones((1, 2)))[0], start=1):
+        if reward:
             assert (gradient[turn == TURN] != 0).all()
 
 
@@ -490,8 +461,8 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_parameters():
         tokens=TOKENS[:1].repeat(4, 0), turn=TURN, log_probs=np.zeros(TURN.shape, np.float32), length=np.full(4, 10),
         truncated=np.zeros((4, 2), bool))
     state, metrics = update.reinforce(
-        state, reference, trajectory, OUTCOMES.astype(np.float32), objective=resolve('stage2', baseline='leave_one_out'),
-        forks=(4, 1), temperature=1.0)
+        state, reference, trajectory, OUTCOMES.astype(np.float32), forks=(4, 1), temperature=1.0,
+        objective=resolve('stage2', baseline='leave_one_out'))
     assert metrics['skipped'] == 1 and np.isnan(metrics['loss'])
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True))
 
@@ -508,3 +479,28 @@ def test_metrics_count_the_tokens_of_each_turn():
         'kl_turn1': stats.kl[TURN == 1].sum() / 4, 'entropy_turn2': stats.entropy[TURN == 2].mean(),
         'log_prob_gap': 0.0}
     assert {k: float(metrics[k]) for k in expected} == pytest.approx(expected, abs=1e-6)
+    given = trajectory.replace(turn=np.where((TURN == 1) & (np.arange(4) < 2)[:, None], -1, TURN))
+    _, metrics = policy_loss(stats, given, jnp.asarray(OUTCOMES, jnp.float32), resolve('stage2'), (4, 1))
+    expected = {
+        'length_turn1': 4 / 2, 'truncated_turn1': 0.0, 'kl_turn1': stats.kl[2:][TURN[2:] == 1].sum() / 2,
+        'reward_turn1': 1.0, 'length_turn2': 8 / 4, 'reward_turn2': (1 + ALPHA - ALPHA + 1) / 4}
+    assert {k: float(metrics[k]) for k in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_adaptive_beta2_is_part_of_the_state_and_weighs_the_held_turn():
+    trajectory = Trajectory(
+        tokens=TOKENS[:1].repeat(4, 0), turn=TURN, log_probs=np.zeros(TURN.shape, np.float32), length=np.full(4, 10),
+        truncated=np.zeros((4, 2), bool))
+    update, state = new_learner()
+    objective = resolve('stage1', baseline='leave_one_out', adaptive_beta2=0.01)
+    reference = jax.tree.map(lambda x: 1.5 * x, state.params)
+    scales = []
+    for _ in range(3):
+        state, metrics = update.reinforce(
+            state, reference, trajectory, OUTCOMES.astype(np.float32), objective=objective, forks=(4, 1), temperature=1.0)
+        scales.append(float(metrics['beta2_scale']))
+    assert scales == pytest.approx([1, 1.02, 1.02**2]) and state.beta2_scale == pytest.approx(1.02**3)
+    weighed = [
+        float(policy_loss(random_statistics(), trajectory, jnp.zeros((4, 2)), objective, (4, 1), scale)[0])
+        for scale in (0.0, 1.0, 3.0)]
+    assert weighed[2] - weighed[0] == pytest.approx(3 * (weighed[1] - weighed[0]), rel=1e-4)

@@ -1,13 +1,18 @@
 """What each stage rewards, and what every attempt is compared with."""
 
 import dataclasses
+import itertools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from score_jax import objective as objectives
 from score_jax.errors import UserError
+from score_jax.learner import TokenStatistics, policy_loss
+from score_jax.trajectory import Trajectory
 
 SYMBOLS = {
     'stage1': dict(beta1=0.01, beta2=0.1), 'stage2': dict(alpha=10.0, beta1=0.01),
@@ -20,22 +25,53 @@ def resolve(name, **changes):
     return objectives.resolve(name, **{**values, **SYMBOLS.get(name, {}), **changes})
 
 
-OUTCOMES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+# By objective: values of its symbols, then what each token of each turn weighs in the gradient of log pi, by outcome
+# (wrong and right, turn after turn), and what each KL weighs. By hand from Eq. 2-4 and the progress bonus.
+TWO, THREE = (list(itertools.product((0, 1), repeat=turns)) for turns in (2, 3))
+TABLE = {
+    'stage1': (TWO, {}, [(0, 0), (0, 1), (0, 0), (0, 1)], (0.1, 0.01)),
+    'stage2': (TWO, {}, [(0, 0), (0, 11), (1, -10), (1, 1)], (0.01, 0.01)),
+    'stage2, without the bonus': (TWO, dict(alpha=0.0), [(0, 0), (0, 1), (1, 0), (1, 1)], (0.01, 0.01)),
+    'multi_turn': (TWO, {}, [(0, 0), (0, 1), (1, 0), (1, 1)], (0.01, 0.01)),
+    'single_turn': (TWO, {}, [(0, 0), (0, 0), (1, 0), (1, 0)], (0.01, 0)),
+    'stage2, gamma': (TWO, dict(gamma=0.1), [(0, 0), (1.1, 11), (0, -10), (1.1, 1)], (0.01, 0.01)),
+    'stage2, hack': (
+        TWO, dict(gamma=1.0, allow_gamma_hack=True), [(0, 0), (11, 11), (-9, -10), (2, 1)], (0.01, 0.01)),
+    'stage2, given': (TWO, {}, [(0, 0), (0, 11), (0, -10), (0, 1)], (0, 0.01)),
+    'stage1, of three': (THREE, {}, [(0, 0, 0), (0, 0, 1)] * 4, (0.1, 0.1, 0.01)),
+    'stage2, of three': (
+        THREE, {}, [(0, 0, 0), (0, 0, 11), (0, 11, -10), (0, 11, 1), (1, -10, 0), (1, -10, 11), (1, 1, -10), (1, 1, 1)],
+        (0.01, 0.01, 0.01)),
+    'stage2, gamma, of three': (
+        THREE, dict(alpha=2.0, gamma=0.5), [
+            (0, 0, 0), (0.75, 1.5, 3), (1, 2, -2), (1.75, 3.5, 1),
+            (0, -2, 0), (0.75, -0.5, 3), (1, 0, -2), (1.75, 1.5, 1)], (0.01, 0.01, 0.01)),
+    'multi_turn, of three': (THREE, {}, THREE, (0.01, 0.01, 0.01)),
+    'single_turn, of three': (THREE, {}, [(r1, 0, 0) for r1, _, _ in THREE], (0.01, 0, 0)),
+}
 
 
-@pytest.mark.parametrize('name, rewards', [
-    ('stage1', [(0, 0), (0, 1), (0, 0), (0, 1)]),
-    ('stage2', [(0, 0), (0, 11), (1, -10), (1, 1)]),
-    ('multi_turn', [(0, 0), (0, 1), (1, 0), (1, 1)]),
-    ('single_turn', [(0, 0), (0, 0), (1, 0), (1, 0)])])
-def test_rewards_by_turn_for_every_outcome(name, rewards):
-    np.testing.assert_allclose(objectives.turn_rewards(resolve(name), np.array(OUTCOMES, np.float32)), rewards)
+@pytest.mark.parametrize('row', TABLE)
+def test_weights_of_every_token_for_every_outcome(row):
+    outcomes, changes, weights, kl = TABLE[row]
+    turns, rows = len(outcomes[0]), len(outcomes)
+    objective = resolve(row.split(',')[0], turns=turns, baseline='none', **changes)
+    turn = np.array([[0, 1, 1, 0, 2, 0, 3, 3, 3, 0][:10 if turns == 3 else 6]] * rows)
+    if row.endswith('given'):
+        turn[turn == 1] = -1
+    zeros = jnp.zeros(turn.shape)
+    trajectory = Trajectory(
+        tokens=turn, turn=turn, log_probs=zeros, length=jnp.full(rows, 6), truncated=jnp.zeros((rows, turns), bool))
 
+    def loss(log_probs, divergence):
+        stats = TokenStatistics(log_probs=log_probs, reference_log_probs=zeros, entropy=zeros, kl=divergence)
+        forks = (rows,) + (1,) * (turns - 1)
+        return rows * policy_loss(stats, trajectory, jnp.array(outcomes, jnp.float32), objective, forks)[0]
 
-@pytest.mark.parametrize('name, kl', [
-    ('stage1', (0.1, 0.01)), ('stage2', (0.01, 0.01)), ('multi_turn', (0.01, 0.01)), ('single_turn', (0.01, 0))])
-def test_kl_weights_by_turn(name, kl):
-    assert resolve(name).kl == kl
+    of_log_probs, of_kl = jax.grad(loss, argnums=(0, 1))(zeros, zeros)
+    by_turn = np.concatenate([np.zeros((rows, 1)), weights], axis=1)
+    np.testing.assert_allclose(-of_log_probs, np.take_along_axis(by_turn, abs(turn), axis=1), atol=1e-6)
+    np.testing.assert_allclose(of_kl, np.append(0, kl)[abs(turn)], atol=1e-7)
 
 
 def test_the_bonus_compares_each_turn_with_the_one_before():
@@ -70,6 +106,33 @@ def test_a_turn_that_was_not_forked_is_compared_within_the_problem():
     first, second = advantages(rewards, (3, 1))
     np.testing.assert_allclose(first, [1, -0.5, -0.5, 0, 0, 0])
     np.testing.assert_allclose(second, [6 - 1.5, 3 - 3, 0 - 4.5, 1 - 2.5, 1 - 2.5, 4 - 1])
+
+
+def test_leave_one_out_compares_all_responses_of_a_turn_to_the_same_problem():
+    first, second = advantages(TREE, (2, 2), baseline='leave_one_out')
+    assert first.tolist() == [1, 1, -1, -1, 0, 0, 0, 0]
+    np.testing.assert_allclose(second[:4], [5 - 10 / 3, 2 - 13 / 3, 4 - 11 / 3, 4 - 11 / 3], rtol=1e-6)
+
+
+def test_the_batch_mean_is_that_of_each_turn_over_all_problems():
+    first, second = advantages(TREE, (2, 2), baseline='batch_mean')
+    assert first.tolist() == (TREE[:, 0] - 1.75).tolist() and second.tolist() == (TREE[:, 1] - 3.25).tolist()
+
+
+def test_what_was_not_forked_is_compared_with_those_that_share_most_of_its_context():
+    """Three turns, the third sampled once on each second: its siblings share the first attempt."""
+    rewards = [(0, 0, r) for r in (1, 3, 10, 20)]
+    assert advantages(rewards, (2, 2, 1), turns=3)[2].tolist() == [-2, 2, -10, 10]
+    assert advantages(rewards, (2, 1, 2), turns=3)[2].tolist() == [-2, 2, -10, 10]
+    np.testing.assert_allclose(advantages(rewards, (4, 1, 1), turns=3)[2], [-10, -22 / 3, 2, 46 / 3], rtol=1e-6)
+
+
+def test_given_responses_are_in_no_baseline():
+    valid = np.array([[0, 1]] * 2 + [[1, 1]] * 2, bool)
+    rewards = np.array([(5, 1), (5, 3), (1, 2), (3, 6)], np.float32)
+    for baseline, first in (('batch_mean', [0, 0, -1, 1]), ('leave_one_out', [0, 0, -2, 2])):
+        got = objectives.advantages(resolve('stage2', baseline=baseline), rewards, (2, 1), valid=valid)
+        assert got[:, 0].tolist() == first
 
 
 def test_without_a_baseline_advantages_are_the_returns():
@@ -135,6 +198,9 @@ def test_nothing_is_left_where_no_row_has_a_verdict():
     ('stage2', dict(alpha=math.inf), 'config.objective.alpha is inf'),
     ('stage2', dict(beta1=-0.1), 'config.objective.beta1 is -0.1'),
     ('multi_turn', dict(gamma=-1.0), 'config.objective.gamma is -1.0'),
+    ('stage2', dict(turns=1), 'config.turns is 1'),
+    ('stage2', dict(adaptive_beta2=0.1), 'adaptive_beta2 is 0.1, but there is no beta2 above 0'),
+    ('stage1', dict(adaptive_beta2=0.1, beta2=0.0), 'adaptive_beta2 is 0.1, but there is no beta2 above 0'),
     ('stage2', dict(gamma=0.2), 'gamma = 0.2 and a bonus of 10.0.*allow_gamma_hack')])
 def test_what_cannot_be_meant_is_refused(name, changes, message):
     with pytest.raises(UserError, match=message):
@@ -162,3 +228,23 @@ def test_failing_on_purpose_pays_only_where_it_is_allowed():
 def test_an_objective_is_told_in_words():
     told = objectives.describe(resolve('stage2'))
     assert 'turn 2: 1 * r2 + 10 * (r2 - r1), KL to the reference x 0.01' in told and 'gamma = 0' in told
+    told = objectives.describe(resolve('stage1', turns=3, adaptive_beta2=0.1))
+    assert 'turn 2: no reward, KL to the reference x 0.1 at the start, then adapted' in told
+    assert 'turn 3: 1 * r3, KL to the reference x 0.01' in told and 'is to cost 0.1 times what the others earn' in told
+
+
+@pytest.mark.parametrize('kl, factor', [(1.0, 1.02), (0.0, 1 / 1.02), (0.5, 1.0), (0.495, 0.99)])
+def test_beta2_follows_what_the_held_turn_costs(kl, factor):
+    """beta2 = 0.1 costs 0.05 at a KL of 0.5; the target is a tenth of 0.6 - 0.01 * 10 = 0.5 that turn 2 earns."""
+    objective = resolve('stage1', adaptive_beta2=0.1)
+    for scale in (1.0, 2.0):
+        got = objectives.adapted_scale(objective, scale, jnp.array([0.0, 0.6]), jnp.array([kl / scale, 10.0]))
+        assert got == pytest.approx(scale * factor, rel=1e-5)
+    assert objectives.kl_weights(objective, 3.0).tolist() == pytest.approx([0.3, 0.01])
+
+
+def test_beta2_stays_within_a_factor_of_ten_and_where_it_does_not_adapt():
+    rewards, kl = jnp.array([0.0, 0.5]), jnp.array([100.0, 0.0])
+    assert objectives.adapted_scale(resolve('stage1', adaptive_beta2=0.1), 10.0, rewards, kl) == 10
+    assert objectives.adapted_scale(resolve('stage1', adaptive_beta2=0.1), 0.1, rewards, 0 * kl) == pytest.approx(0.1)
+    assert objectives.adapted_scale(resolve('stage1'), 1.0, rewards, kl) == 1
