@@ -98,6 +98,16 @@ class Checkpoints:
         saved = {name: x for name, x in record['arrays'].items() if name.startswith('params/')}
         return self._read_arrays(step, saved, {'params': params_like}, cast=True)['params']
 
+    def params(self, *, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of the parameters saved at `step` (None: the latest), by names such as `layers/query`."""
+        _, record = self._read_record(step)
+        return {name.removeprefix('params/'): jax.ShapeDtypeStruct(x['shape'], jnp.dtype(x['dtype']))
+                for name, x in record['arrays'].items() if name.startswith('params/')}
+
+    def meta(self, *, step: int | None = None) -> dict:
+        """What was given with the state saved at `step` (None: the latest)."""
+        return self._read_record(step)[1]['meta']
+
     def checksum(self) -> str:
         """That of the latest step, its meta and all its arrays; equal for equal checkpoints only."""
         return self._read_record(None)[1]['checksum']

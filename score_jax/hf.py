@@ -220,9 +220,8 @@ def save(directory: Path, config: lm.ModelConfig, params: dict, *, like: Path | 
     Raises:
       UserError: there is something in `directory`, or `config` is of no family, or of another than `like`.
     """
-    directory = Path(directory)
     check_new(directory)
-    values = families.to_json(config, read_json(like / 'config.json') if like else {})
+    values = config_json(config, like)
     values['torch_dtype'] = dtype or str(params['embedding'].dtype)
     partial = directory.with_name(directory.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
@@ -231,6 +230,11 @@ def save(directory: Path, config: lm.ModelConfig, params: dict, *, like: Path | 
     copy_small_files(like, partial)
     (partial / 'config.json').write_text(json.dumps(values, indent=2) + '\n')
     os.replace(partial, directory)
+
+
+def config_json(config: lm.ModelConfig, like: Path | None = None) -> dict:
+    """What `save` writes as config.json, but for the type; raises as that does."""
+    return families.to_json(config, read_json(like / 'config.json') if like else {})
 
 
 def check_new(directory: Path) -> None:
@@ -253,6 +257,7 @@ def _write_tensors(directory: Path, config: lm.ModelConfig, params: dict, dtype:
         nonlocal shard, shards
         shards += 1
         save_file(shard, directory / f'{shards}.safetensors', metadata={'format': 'pt'})
+        (directory / f'{shards}.safetensors').chmod(0o644)  # the library lets nobody but the owner read it
         where.update(dict.fromkeys(shard, shards))
         shard = {}
 

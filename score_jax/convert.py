@@ -1,0 +1,101 @@
+"""Between a directory of a Hugging Face model and a checkpoint of this project.
+
+    CKPT/0/      the parameters, as every checkpoint has them; its meta says what the model is
+    CKPT/hf/     config.json, tokenizer and chat template as they came, for the way back
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+
+from score_jax import checkpoint, hf, model, settings, sharding
+from score_jax.errors import UserError
+
+SOURCE = 'hf'
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def convert(source: Path, target: Path, *, dtype: str | None = None, like: Path | None = None) -> str:
+    """Converts in the direction that `source` is not yet in, and says what was done.
+
+    Args:
+      source: a directory with safetensors; or with a checkpoint: one that was converted, or a stage's.
+      target: where the other form goes; nothing is written over.
+      dtype: of the parameters in `target`; None: as they are in `source`.
+      like: for a way back of what was never converted: a Hugging Face directory of the same family, from which come the
+        tokenizer and what config.json says beside the model.
+
+    Raises:
+      UserError: `source` is neither, or not whole; `target` has something in it; names, shapes or values are not known.
+    """
+    if dtype not in (None, *DTYPES):
+        raise UserError(f'--dtype={dtype} is not known; it may be one of {", ".join(DTYPES)}.')
+    if not source.is_dir():
+        raise UserError(f'--from={source} is not a directory; name a Hugging Face model, a checkpoint or a stage.')
+    hf.check_new(target)
+    saved = _checkpoints(source)
+    is_model = any(source.glob('*.safetensors')) or (source / hf.INDEX).exists()
+    if saved is None and not is_model:
+        raise UserError(f'--from={source} has neither safetensors nor a checkpoint; name a directory that has.')
+    try:
+        return _import(source, target, dtype, like) if is_model else _export(saved, target, dtype, like)
+    except OSError as error:
+        raise UserError(f'{error.filename or target}: {error.strerror or error}; nothing usable was written.') from None
+
+
+def _checkpoints(source: Path) -> Path | None:
+    return next((path for path in (source, source / 'checkpoints') if checkpoint.exists(path)), None)
+
+
+def _import(source: Path, target: Path, dtype: str | None, like: Path | None) -> str:
+    if like:
+        raise UserError(f'--like={like} is for the way back; {source} has a config.json of its own.')
+    config, params = hf.load(source, _mesh(), dtype)
+    checkpoints = checkpoint.Checkpoints(target, keep=1)
+    checkpoints.save(0, {'params': params}, meta={'model': dataclasses.asdict(config)})
+    checkpoints.close()
+    (target / SOURCE).mkdir()
+    hf.copy_small_files(source, target / SOURCE)
+    shutil.copyfile(source / 'config.json', target / SOURCE / 'config.json')
+    return f'{_count(params)} of {source} are a checkpoint in {target} now'
+
+
+def _export(directory: Path, target: Path, dtype: str | None, like: Path | None) -> str:
+    checkpoints = checkpoint.Checkpoints(directory)
+    config = saved_model(directory)
+    if like is None and (directory / SOURCE).exists():
+        like = directory / SOURCE
+    hf.config_json(config, like)  # what cannot be exported is refused before it is read
+    saved = checkpoints.params()
+
+    def as_saved(path, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        return x.update(dtype=saved[name].dtype) if name in saved else x
+
+    params = checkpoints.restore_params(jax.tree.map_with_path(as_saved, model.abstract(config, _mesh())))
+    hf.save(target, config, params, like=like, dtype=dtype)
+    return f'{_count(params)} of {directory} are a Hugging Face model in {target} now'
+
+
+def saved_model(directory: Path) -> model.ModelConfig:
+    """The model of the checkpoints in `directory`: what was converted has it in its meta, a stage in its config.json."""
+    checkpoints = checkpoint.Checkpoints(directory)
+    values = checkpoints.meta().get('model')
+    if values is None:
+        values = dict(hf.read_json(directory.parent / 'config.json').get('model', {}))
+        vocabulary = checkpoints.params().get('embedding')
+        values['vocab_size'] = vocabulary.shape[0] if vocabulary else 0
+    return settings.read(model.ModelConfig, values, 'config.model')
+
+
+def _mesh() -> jax.sharding.Mesh:
+    """All devices; what is sharded at all is sharded over them."""
+    return sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=-1, model=1))
+
+
+def _count(params: dict) -> str:
+    return f'{sum(x.size for x in jax.tree.leaves(params)) / 1e6:,.1f} million parameters'
