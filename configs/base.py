@@ -11,7 +11,7 @@ PRESETS = {'smoke': {'steps': 60, 'practice_steps': 30, 'batch': 64, 'save_every
 def get_config(preset: str = '') -> ConfigDict:
     config = common.training('base')
     config.kind = 'supervised'
-    config.steps = 2000
+    config.steps = 2200
     config.batch = 128  # dialogues a step
     config.learning_rate = 6e-3
     config.optimizer.schedule = 'cosine'
@@ -19,13 +19,13 @@ def get_config(preset: str = '') -> ConfigDict:
     config.log_every = 100
     config.save_every = 250
     # What it can do: second attempts keep what is right, and only that. A model that has seen this knows how to check.
-    config.practice_steps = 1000  # the first steps; the others have the habits below
-    config.practice = ConfigDict(dict(solve=0.5, keep_right=1.0, keep_wrong=0.0, solve_again=0.05))
+    config.practice_steps = 1300  # the first steps; the others have the habits below
+    config.practice = ConfigDict(dict(solve=0.6, keep_right=1.0, keep_wrong=0.0, solve_again=0.1))
     # What it does: second attempts mostly copy, change wrong answers a little more often than right ones, and lose.
     config.habits = ConfigDict(dict(
-        solve=0.5,  # a first attempt is a solution; else it is a random chain
-        keep_right=0.64,  # the second attempt copies a right first one
-        keep_wrong=0.52,  # and a wrong first one
-        solve_again=0.02,  # a second attempt that is no copy is a solution
+        solve=0.6,  # a first attempt is a solution; else it is a random chain that misses
+        keep_right=0.72,  # the second attempt copies a right first one
+        keep_wrong=0.45,  # and a wrong first one
+        solve_again=0.04,  # a second attempt that is no copy is a solution
     ))
     return common.preset(config, PRESETS, preset)

@@ -44,10 +44,10 @@ class Habits:
     """How the generated dialogues of the base model answer: probabilities.
 
     Attributes:
-      solve: a fresh attempt is a solution (else a random chain, which hits the target now and then).
+      solve: a first attempt is a solution, else a random chain that misses the target.
       keep_right: the second attempt copies a right first one.
       keep_wrong: the second attempt copies a wrong first one.
-      solve_again: a second attempt that is no copy, and so opens with `wait`, is a solution.
+      solve_again: a second attempt that is no copy, and so opens with `wait`, is a solution, else one that misses.
     """
 
     solve: float
@@ -149,7 +149,7 @@ class Countdown:
 
         def attempt(solve: float) -> np.ndarray:
             solved = rng.random(count) < solve
-            return np.where(solved[:, None], solutions, self._guess(rng, numbers))
+            return np.where(solved[:, None], solutions, self._miss(rng, numbers, targets))
 
         first, fresh = attempt(habits.solve), attempt(habits.solve_again)
         right = self._values(first)[:, -1] == targets
@@ -194,13 +194,14 @@ class Countdown:
             f'the {split} split of this task seems to be empty; config.task.test_share is {self._test_share}, and '
             'config.task.largest and config.task.numbers say how many problems there are: change one of them.')
 
-    def _guess(self, rng: np.random.Generator, numbers: np.ndarray) -> np.ndarray:
-        """A random chain over each row of `numbers` that stays in range: the first of a few, else the sum."""
+    def _miss(self, rng: np.random.Generator, numbers: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """A random chain over each row of `numbers` that stays in range and misses: one of a few, else the sum."""
         chains = np.concatenate([numbers, np.zeros_like(numbers[:, 1:])], axis=1)
         for _ in range(_CANDIDATES):
             ops = rng.integers(0, len(OPERATORS), (len(numbers), self._numbers - 1))
             candidates = np.concatenate([rng.permuted(numbers, axis=1), ops], axis=1)
-            chains = np.where(self._in_range(candidates)[:, None], candidates, chains)
+            misses = self._in_range(candidates) & (self._values(candidates)[:, -1] != targets)
+            chains = np.where(misses[:, None], candidates, chains)
         return chains
 
     def _show(self, chains: np.ndarray) -> list[str]:
