@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -88,6 +89,12 @@ def stage_checkpoints(workdir: Path, stage: str) -> checkpoint.Checkpoints:
     return checkpoints
 
 
+@functools.partial(jax.jit, static_argnames=('config', 'mesh', 'dtype'))
+def _initialise(config: model.ModelConfig, mesh: jax.sharding.Mesh, key, dtype) -> dict:
+    params = jax.tree.map(lambda x: x.astype(dtype), model.initialise(config, key))
+    return jax.lax.with_sharding_constraint(params, model.shardings(config, mesh))
+
+
 class Reinforce(Stage):
     """Multi-turn REINFORCE from the parameters of another stage, held to a frozen reference."""
 
@@ -120,6 +127,7 @@ class Reinforce(Stage):
 
     def start(self) -> dict:
         config = self.config
+        parameters = self._parameters_of(config.start_from)
         self._parameters_of(config.reference)
         if self._offline:
             self._parameters_of(config.offline.source)
@@ -130,7 +138,7 @@ class Reinforce(Stage):
             progress.say(
                 f'{config.stage}: starts from {config.start_from}, step {checkpoints.latest()} '
                 f'({checkpoints.directory})')
-        return self._parameters_of(config.start_from)(jnp.float32)
+        return parameters(jnp.float32)
 
     def _parameters_of(self, stage: str) -> Callable[[jnp.dtype], dict]:
         """What gives the parameters of a stage in a dtype; `UserError` at once if there are none.
@@ -141,9 +149,7 @@ class Reinforce(Stage):
             checkpoints = stage_checkpoints(self.workdir, stage)
             return lambda dtype: checkpoints.restore_params(model.abstract(self.model, self.mesh, dtype))
         key = jax.random.key(stage_seed(self.config.seed, RANDOM))
-        return lambda dtype: jax.jit(
-            lambda: jax.tree.map(lambda x: x.astype(dtype), model.initialise(self.model, key)),
-            out_shardings=model.shardings(self.model, self.mesh))()
+        return lambda dtype: _initialise(self.model, self.mesh, key, dtype)
 
     def run(self) -> None:
         progress.say(f'{self.config.stage}: the objective\n{self._describe()}')

@@ -105,8 +105,8 @@ def test_changed_compares_what_the_verifier_read(task, first, second, differs):
     assert grading.changed([[graded(task, first)], [graded(task, second)]]).tolist() == [differs]
 
 
-def test_changed_is_about_the_first_two_turns():
-    turns = [[attempt('a'), attempt('a')], [attempt('a'), attempt('b')], [attempt('c'), attempt('b')]]
+def test_changed_is_about_the_first_turn_and_the_last():
+    turns = [[attempt('a'), attempt('a')], [attempt('b'), attempt('b')], [attempt('a'), attempt('b')]]
     assert grading.changed(turns).tolist() == [False, True]
 
 

@@ -21,13 +21,14 @@ SHARED = {
     'task.largest': 9, 'task.limit': 40}
 TRAINING = {'steps': STEPS, 'batch': 8, 'save_every': 4, 'log_every': 3, 'optimizer.warmup_steps': 2}
 SAMPLING = {'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 32}
+BASE = TRAINING | {'practice_steps': 0}
 REINFORCE = TRAINING | SAMPLING | {'group.first': 2, 'group.second': 2, 'sample_every': 2, 'samples': 2}
 EVALUATION = SAMPLING | {'problems': 40, 'batch': 40, 'samples': 5, 'temperatures': (1.0, 0.0)}
 PIPELINE = SHARED | {
     f'{name}.{key}': value
-    for name, values in dict(base=TRAINING, stage1=REINFORCE, stage2=REINFORCE, evaluate=EVALUATION).items()
+    for name, values in dict(base=BASE, stage1=REINFORCE, stage2=REINFORCE, evaluate=EVALUATION).items()
     for key, value in values.items()}
-STAGE1 = SHARED | REINFORCE | {f'before.{key}': value for key, value in TRAINING.items()}
+STAGE1 = SHARED | REINFORCE | {f'before.{key}': value for key, value in BASE.items()}
 
 
 def launch(config: str, workdir: Path, *flags: str, devices: int = 1, **overrides) -> subprocess.CompletedProcess:
