@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from family_configs import CONFIGS, varied
 from helpers import decoder_logits, random_params, tiny
 
 from score_jax import model as lm
 from score_jax.errors import UserError
+from score_jax.model.transformer import _frequencies
 
 TOKENS = np.random.default_rng(1).integers(0, 8, (3, 9))
 
@@ -43,21 +45,56 @@ def test_a_later_token_changes_nothing_before_it():
     assert (np.abs(before - after)[:, 5:].max(-1) > 1e-3).all()
 
 
-def test_logits_with_a_cache_are_those_without():
+@pytest.mark.parametrize('config', [tiny(), *(CONFIGS[name] for name in CONFIGS if '-tied' in name)], ids=str)
+def test_logits_with_a_cache_are_those_without(config):
     """Row b has read 2 + b tokens and one of junk behind them, then reads the rest one by one in a grown cache."""
-    config, params = tiny(), random_params(tiny())
-    expected, read = all_logits(params, config), np.arange(3) + 2
+    params, read = random_params(config), np.arange(3) + 2
+    expected = all_logits(params, config)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5 * max(1, np.abs(expected).max()))
     block = np.where(np.arange(5) < read[:, None], TOKENS[:, :5], 7)
     positions = np.broadcast_to(np.arange(5), (3, 5))
     got, cache = forward(params, config, block, positions, lm.new_cache(config, 3, 6))
     for row in range(3):
-        np.testing.assert_allclose(got[row, :read[row]], expected[row, :read[row]], atol=1e-5)
+        close(got[row, :read[row]], expected[row, :read[row]])
     cache = lm.grow(cache, 8)
     assert cache.slots == 8
     for step in range(4):
         at = read + step
         got, cache = forward(params, config, TOKENS[range(3), at][:, None], at[:, None], cache)
-        np.testing.assert_allclose(got[:, 0], expected[range(3), at], atol=1e-5)
+        close(got[:, 0], expected[range(3), at])
+
+
+def test_a_local_layer_sees_its_window_and_no_further():
+    """Two local layers with a window of 3 pass a token on to the 4 positions after it; a global one to all."""
+    local, one_global = varied('gemma2-tied', window=3, global_every=9, layers=2), varied('gemma2-tied', window=3, layers=2)
+    changed = TOKENS.copy()
+    changed[:, 2] = (changed[:, 2] + 1) % 8
+    for config, last in ((local, 6), (one_global, 8)):
+        params = random_params(config)
+        differs = np.abs(all_logits(params, config) - all_logits(params, config, changed)).max((0, 2)) > 0
+        np.testing.assert_array_equal(differs, (np.arange(9) >= 2) & (np.arange(9) <= last))
+
+
+@pytest.mark.parametrize('change', [
+    dict(activation='silu'), dict(scaled_embedding=False), dict(centered_norms=False), dict(query_scalar=0),
+    dict(attention_cap=0.0), dict(logit_cap=0.0), dict(window=5), dict(global_every=3), dict(local_rope_base=50.0)])
+def test_no_fact_of_a_family_is_without_effect(change):
+    config = varied('gemma2-tied')
+    params = random_params(config)
+    before, after = (all_logits(params, c) for c in (config, varied('gemma2-tied', **change)))
+    assert np.abs(before - after).max() > 1e-3
+
+
+def test_rotary_pairs_of_llama_3_turn_slower_the_slower_they_are():
+    """By the whole factor below `rope_low` turns in `rope_length` positions, not at all above `rope_high`."""
+    plain, scaled = varied('llama-tied', head_dim=64), varied('llama3-tied', head_dim=64)
+    was, now = (np.asarray(_frequencies(config, None)) for config in (plain, scaled))
+    turns = scaled.rope_length * was / (2 * np.pi)
+    ratio = was / now
+    np.testing.assert_allclose(ratio[turns > scaled.rope_high], 1, rtol=1e-6)
+    np.testing.assert_allclose(ratio[turns < scaled.rope_low], scaled.rope_factor, rtol=1e-6)
+    between = ratio[(turns < scaled.rope_high) & (turns > scaled.rope_low)]
+    assert len(between) > 2 and (np.diff(ratio) >= -1e-6).all() and between.min() > 1
 
 
 def test_what_lies_beyond_the_cache_is_dropped():
@@ -98,7 +135,11 @@ def test_initial_parameters_are_as_declared():
 
 @pytest.mark.parametrize('change, message', [
     (dict(layers=0), 'config.model.layers is 0'), (dict(heads=3), 'config.model.heads is 3.*kv_heads = 2'),
-    (dict(head_dim=5), 'config.model.head_dim is 5'), (dict(dtype='float16'), "config.model.dtype is 'float16'")])
+    (dict(head_dim=5), 'config.model.head_dim is 5'), (dict(dtype='float16'), "config.model.dtype is 'float16'"),
+    (dict(activation='relu'), "config.model.activation is 'relu'"), (dict(window=-1), 'config.model.window is -1'),
+    (dict(window=4), 'window = 4, global_every = 1'), (dict(global_every=2), 'window = 0, global_every = 2'),
+    (dict(local_rope_base=5.0), 'local_rope_base = 5.0'), (dict(rope_factor=0.5), 'rope_factor = 0.5'),
+    (dict(rope_low=4.0), 'rope_low = 4.0, rope_high = 4.0')])
 def test_a_shape_that_makes_no_decoder_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         tiny(**change)

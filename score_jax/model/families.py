@@ -21,6 +21,7 @@ _GEMMA_KEYS = {'query_pre_attn_scalar': 'query_scalar'} | _CAPS
 _ROPE_SCALING = {
     'factor': 'rope_factor', 'low_freq_factor': 'rope_low', 'high_freq_factor': 'rope_high',
     'original_max_position_embeddings': 'rope_length'}
+_DEFAULTS = {'rope_theta': 1e4, 'tie_word_embeddings': False, 'rms_norm_eps': 1e-6}
 # Keys under which a model would compute something else; absent or null, they have these values.
 _FIXED = {'attention_bias': False, 'mlp_bias': False, 'use_sliding_window': False, 'use_bidirectional_attention': False,
           'partial_rotary_factor': 1.0, 'quantization_config': None}
@@ -151,26 +152,29 @@ def _read(values: Mapping, dtype: str) -> ModelConfig:
         raise UserError(f'model_type is {model_type!r}; families known here are {", ".join(FAMILIES)}.')
     family = FAMILIES[model_type]
     given = {key: value for key, value in values.items() if value is not None or key in _CAPS}  # null is no cap there
-    values = dict(family.defaults) | given
-    for key, value in _FIXED.items():
-        if values.get(key, value) != value:
-            raise UserError(f'{key} is {values[key]!r}; {model_type} is only known here with {value!r}.')
-    activation = _ACTIVATIONS[family.facts.get('activation', 'silu')]
-    if values.get(family.activation_key, activation) != activation:
-        raise UserError(
-            f'{family.activation_key} is {values[family.activation_key]!r}; {model_type} is only known here with '
-            f'{activation!r}.')
-    heads = values.get('num_attention_heads')
-    values = {'num_key_value_heads': heads, 'head_dim': heads and values.get('hidden_size', 0) // heads,
-              'rope_theta': 1e4, 'tie_word_embeddings': False, 'rms_norm_eps': 1e-6} | values
-    fields = {}
-    for key, field in (_KEYS | family.keys).items():
+    values = _DEFAULTS | dict(family.defaults) | given
+    _check_fixed(values, family)
+
+    def number(key):
         value = values.get(key) or 0 if key in _CAPS else values.get(key)
         if not isinstance(value, (int, float)):
             raise UserError(f'{key} is {value!r}; config.json of a {model_type} must have a number there.')
-        fields[field] = float(value) if field in _FLOATS else value
+        return value
+
+    values.setdefault('num_key_value_heads', number('num_attention_heads'))
+    values.setdefault('head_dim', number('hidden_size') // number('num_attention_heads'))
+    fields = {field: number(key) for key, field in (_KEYS | family.keys).items()}
+    fields |= {field: float(value) for field, value in fields.items() if field in _FLOATS}
     fields |= _layers_read(values, fields) | _rope_read(values.get('rope_scaling'))
     return ModelConfig(**fields | dict(family.facts, dtype=dtype))
+
+
+def _check_fixed(values: Mapping, family: Family) -> None:
+    """Refuses values under which a model would compute something else than its family does here."""
+    activation = _ACTIVATIONS[family.facts.get('activation', 'silu')]
+    for key, value in (_FIXED | {family.activation_key: activation}).items():
+        if values.get(key, value) != value:
+            raise UserError(f'{key} is {values[key]!r}; {values["model_type"]} is only known here with {value!r}.')
 
 
 def _layers_read(values: Mapping, fields: Mapping) -> dict:
