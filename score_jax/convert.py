@@ -82,7 +82,7 @@ def _export(directory: Path, target: Path, dtype: str | None, like: Path | None)
 
 
 def saved_model(directory: Path) -> model.ModelConfig:
-    """The model of the checkpoints in `directory`: what was converted has it in its meta, a stage in its config.json."""
+    """The model of the checkpoints in `directory`: a converted one has it in its meta, a stage in its config.json."""
     checkpoints = checkpoint.Checkpoints(directory)
     values = checkpoints.meta().get('model')
     if values is None:

@@ -63,12 +63,6 @@ def _is_product(axes: tuple[str, ...]) -> bool:
     return 'embed' in axes and 'vocab' not in axes and len(axes) > 1
 
 
-def _contiguous(array: np.ndarray) -> np.ndarray:
-    """The same array in C order; as bits, since numpy turns an array of bfloat16 around ten times slower."""
-    bits = np.ascontiguousarray(array.view(f'uint{8 * array.itemsize}'))
-    return bits.view(array.dtype)
-
-
 def tensors(config: lm.ModelConfig) -> dict[tuple[str, ...], list[Tensor]]:
     """The tensors of each of our parameters: one for every layer, or a single one."""
     names = families.FAMILIES[families.family_of(config)].names
@@ -108,7 +102,7 @@ def read_json(path: Path) -> dict:
             return values
     except (OSError, ValueError):
         pass
-    raise UserError(f'{path} is not there or not readable as a JSON object; name the directory of a Hugging Face model.')
+    raise UserError(f'{path} is not there or no JSON object; name the directory of a Hugging Face model.')
 
 
 def load(directory: Path, mesh: jax.sharding.Mesh, dtype: str | None = None) -> tuple[lm.ModelConfig, dict]:
@@ -116,7 +110,7 @@ def load(directory: Path, mesh: jax.sharding.Mesh, dtype: str | None = None) -> 
 
     Args:
       directory: with config.json and safetensors, in one file or several.
-      dtype: that of the parameters; None: each keeps its own.
+      dtype: that of the parameters; None: each keeps its own. That of the activations is as `read_config` says.
 
     Raises:
       UserError: a file that is missing or damaged, a family or a value that is not known here, and the list of the
@@ -139,7 +133,7 @@ def _load(files: _Files, group: list[Tensor], like: jax.ShapeDtypeStruct, mesh, 
     def piece(tensor: Tensor) -> jax.Array:
         host = tensor.from_file(files.read(tensor.name))
         return jax.make_array_from_callback(
-            tensor.ours, named_sharding(mesh, tensor.axes, tensor.ours), lambda index: _contiguous(host[index]))
+            tensor.ours, named_sharding(mesh, tensor.axes, tensor.ours), lambda index: np.ascontiguousarray(host[index]))
 
     if len(like.shape) == len(group[0].ours):
         return piece(group[0]).astype(dtype)
@@ -263,7 +257,7 @@ def _write_tensors(directory: Path, config: lm.ModelConfig, params: dict, dtype:
 
     total = 0
     for name, array in _host_tensors(config, params):
-        array = _contiguous(array.astype(dtype or array.dtype, copy=False))
+        array = np.ascontiguousarray(array.astype(dtype or array.dtype, copy=False))
         if shard and sum(x.nbytes for x in shard.values()) + array.nbytes > SHARD_BYTES:
             flush()
         shard[name] = array

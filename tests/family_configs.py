@@ -1,4 +1,4 @@
-"""A small model of each family with everything on that the family has: windows shorter than the sequence, caps, biases."""
+"""A small model of each family with everything on that it has: windows shorter than the sequence, caps, biases."""
 
 import dataclasses
 

@@ -59,7 +59,8 @@ def assert_same_bits(a: dict, b: dict) -> None:
 
 
 @pytest.mark.parametrize('name, dtype, shards', [
-    *((name, 'bfloat16', 1) for name in FAMILIES), ('qwen2-untied', 'float16', 3), ('gemma3-untied', 'float32', 2)])
+    ('llama3-untied', 'bfloat16', 1), ('gemma2-tied', 'bfloat16', 3), ('qwen2-tied', 'float16', 1),
+    ('gemma3-untied', 'float32', 2)])
 def test_safetensors_to_a_checkpoint_and_back_is_equal_to_the_bit(name, dtype, shards, tmp_path, monkeypatch):
     tensors = write(tmp_path / 'hf', name, dtype, shards)
     monkeypatch.setattr(hf, 'SHARD_BYTES', 20_000)
@@ -67,8 +68,8 @@ def test_safetensors_to_a_checkpoint_and_back_is_equal_to_the_bit(name, dtype, s
     convert.convert(tmp_path / 'ours', tmp_path / 'back')
     assert_same_bits(tensors, read(tmp_path / 'back'))
     index = json.loads((tmp_path / 'back' / hf.INDEX).read_text())
-    assert {tensor: (tmp_path / 'back' / file).exists() for tensor, file in index['weight_map'].items()} == dict.fromkeys(
-        tensors, True)
+    assert index['weight_map'].keys() == tensors.keys()
+    assert all((tmp_path / 'back' / file).exists() for file in index['weight_map'].values())
     assert json.loads((tmp_path / 'back/config.json').read_text())['torch_dtype'] == dtype
     assert (tmp_path / 'back/tokenizer.json').read_text() == '{"version": "1.0"}'
     assert json.loads((tmp_path / 'back/config.json').read_text())['eos_token_id'] == [1, 107]

@@ -120,7 +120,7 @@ def from_json(values: Mapping, dtype: str) -> ModelConfig:
 
 
 def to_json(config: ModelConfig, like: Mapping = ()) -> dict:
-    """A config.json for `config`, with what that does not say (special tokens, lengths) taken from the one in `like`."""
+    """A config.json for `config`; what that does not say (special tokens, lengths) is taken from the one in `like`."""
     model_type = family_of(config)
     values = dict(like)
     if values.get('model_type', model_type) != model_type:
