@@ -281,7 +281,7 @@ def sample(
     width = block.shape[1] + rollout.turns * rollout.max_tokens + (rollout.turns - 1) * len(instruction)
     state = _empty(static, len(prompts), _round_up(width, rollout.chunk))
     for turn in range(1, rollout.turns + 1):
-        slots = _round_up(longest + block.shape[1], rollout.chunk)
+        slots = max(_round_up(longest + block.shape[1], rollout.chunk), state.cache.slots)
         state = _prefill(
             static, params, state, *put_batch(mesh, (block, block_length)), slots=slots, forks=forks[turn - 1])
         rows = state.length.shape[0]

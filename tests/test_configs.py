@@ -6,6 +6,7 @@ import importlib
 import pytest
 from ml_collections import ConfigDict
 
+from configs import ablation
 from configs.tasks import TASKS
 from score_jax import objective, settings, tasks, train
 from score_jax.baselines.supervised import SupervisedConfig
@@ -73,16 +74,44 @@ def test_the_keys_of_a_config_are_those_that_are_read(name):
         objective.read(config.objective, config.turns)
 
 
-EVERY_PRESET = [(name, preset) for name in STAGES for preset in importlib.import_module(f'configs.{name}').PRESETS]
+EVERY_PRESET = [
+    (name, preset) for name in (*STAGES, 'stage1b') for preset in importlib.import_module(f'configs.{name}').PRESETS]
 
 
 @pytest.mark.parametrize('name, preset', EVERY_PRESET)
 def test_a_preset_has_the_keys_that_are_read_and_no_others(name, preset):
     config = importlib.import_module(f'configs.{name}').get_config(preset)
-    settings.read(STAGES[name], config)
+    settings.read(STAGES.get(name, ReinforceConfig), config)
     assert set(config.model) == fields(ModelConfig, 'vocab_size')
     values = dict(config.task)
     settings.read(tasks.TASKS[values.pop('name')][1], values, 'config.task')
+
+
+@pytest.mark.parametrize('name', ablation.PRESETS)
+def test_an_ablation_is_stage_2_in_a_folder_of_its_own(name):
+    config, stage2 = ablation.get_config(name), load('stage2')
+    settings.read(ReinforceConfig, config)
+    objective.read(config.objective, config.turns)
+    assert config.stage == name
+    may_differ = {'stage', 'objective', 'start_from', 'steps', 'offline'}
+    assert {key for key in config if config[key] != stage2[key]} <= may_differ
+    total = stage2.steps + (load('stage1').steps if config.start_from == 'base' else 0)
+    assert config.steps == total
+
+
+def test_an_ablation_without_a_name_is_refused():
+    with pytest.raises(SystemExit):
+        ablation.get_config()
+
+
+def test_a_third_turn_is_a_stage_between_held_at_the_one_before():
+    config = importlib.import_module('configs.score').get_config('three_turns')
+    assert config.order == ('base', 'stage1', 'stage1b', 'stage2', 'evaluate')
+    held = [(config[name].start_from, config[name].reference, config[name].turns) for name in config.order[1:4]]
+    assert held == [('base', 'base', 2), ('stage1', 'stage1', 3), ('stage1b', 'base', 3)]
+    assert config.stage1b.objective.name == 'stage1' and config.evaluate.turns == 3
+    assert {config[name].group.first * config[name].group.second * later for name, later in (
+        ('stage1', 1), ('stage1b', config.stage1b.group.later), ('stage2', config.stage2.group.later))} == {16}
 
 
 @pytest.mark.parametrize('name', TASKS)

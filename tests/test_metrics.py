@@ -57,6 +57,16 @@ def test_transitions_of_the_four_outcomes():
         dict(t1=2 / 5, t2=3 / 5, delta=1 / 5, i_to_c=2 / 5, c_to_i=1 / 5, changed=3 / 5))
 
 
+def test_over_three_turns_delta_is_from_the_first_to_the_last():
+    correct = np.array([[0, 1, 1], [0, 0, 1], [1, 0, 0], [1, 1, 1], [0, 1, 0]], np.float32)
+    row = metrics.transitions(correct, np.ones(5, bool))
+    assert row == pytest.approx({
+        't1': 2 / 5, 't2': 3 / 5, 't3': 3 / 5, 'delta': 1 / 5, 'i_to_c': 2 / 5, 'c_to_i': 1 / 5, 'changed': 1,
+        'delta_t2': 1 / 5, 'delta_t3': 0})
+    interval = metrics.with_intervals(correct, np.ones(5, bool))
+    assert (interval['delta_t3_low'], interval['delta_t3_high']) == metrics.paired_interval(0, 2, 5)
+
+
 @pytest.mark.parametrize('seed', range(5))
 def test_delta_is_what_was_gained_less_what_was_lost(seed):
     row = metrics.transitions(*outcomes(seed=seed))

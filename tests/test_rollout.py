@@ -18,7 +18,8 @@ END = 0  # also a token of the instruction: only a sampled one ends a response
 
 
 @functools.cache
-def sampled(*, tied=True, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, on_turn=None, **changes):
+def sampled(
+    *, tied=True, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, given=None, on_turn=None, **changes):
     """A rollout on the host: prompts of 1 to 4 tokens, responses of 1 to 5."""
     values = dict(
         turns=2, max_tokens=5, max_length=32, temperature=0.8, chunk=16, end_tokens=(END, 4), pad_token=7) | changes
@@ -26,7 +27,7 @@ def sampled(*, tied=True, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=N
     trajectory = rollout.sample(
         random_params(config, params_seed), config, RolloutConfig(**values), mesh_of(1, 1, 1),
         PROMPTS if prompts is None else [list(p) for p in prompts], INSTRUCTION, forks=forks, seed=seed, step=step,
-        on_turn=on_turn)
+        given=given and [list(response) for response in given], on_turn=on_turn)
     return jax.tree.map(np.asarray, trajectory)
 
 
@@ -112,6 +113,50 @@ def test_forks_share_their_first_attempt_and_nothing_else():
     assert len({str(attempt) for attempt in first_attempts(few)}) > len(PROMPTS)
     seconds = [tuple(t[m]) for t, m in zip(many.tokens, many.turn == 2)]
     assert sum(len(set(seconds[i:i + 3])) for i in range(0, len(seconds), 3)) > len(seconds) * 0.7
+
+
+def test_a_cache_that_short_responses_leave_too_wide_stays_as_wide():
+    trajectory = sampled(prompts=((1,),), chunk=5, end_tokens=tuple(range(8)))
+    assert trajectory.length.tolist() == [1 + 1 + len(INSTRUCTION) + 1] and not trajectory.truncated.any()
+
+
+def firsts(trajectory, forks) -> tuple:
+    """The first attempts of a rollout, one for each of P * K1."""
+    return tuple(tuple(tokens) for tokens, _ in first_attempts(trajectory)[::forks[1]])
+
+
+@pytest.mark.parametrize('every', [1, 2], ids=['all', 'every second one'])
+@pytest.mark.parametrize('forks, chunk', [((1, 1), 16), ((2, 3), 4)])
+def test_given_what_it_would_have_sampled_it_goes_on_as_if_it_had(forks, chunk, every):
+    plain = sampled(forks=forks, chunk=chunk)
+    responses = firsts(plain, forks)
+    given = tuple(response if i % every == 0 else () for i, response in enumerate(responses))
+    seen = {}
+    trajectory = sampled(forks=forks, chunk=chunk, given=given, on_turn=lambda turn, t: seen.update({turn: t}))
+    of_given = np.repeat([bool(response) for response in given], forks[1])
+    marked = np.where((plain.turn == 1) & of_given[:, None], -1, plain.turn)
+    log_probs = np.where(marked < 0, 0, plain.log_probs)
+    assert_same(trajectory, plain.replace(turn=marked, log_probs=log_probs))
+    np.testing.assert_array_equal(seen[1].truncated[:, 0], plain.truncated[::forks[1], 0])
+
+
+def test_given_anything_else_turn_2_is_sampled_under_it():
+    given = ((3, 6, END), (2, 2, 2, 2, 2), (1, 4), (END,))
+    trajectory, params, config = sampled(given=given), random_params(tiny()), tiny()
+    assert trajectory.truncated[:, 0].tolist() == [False, True, False, False]
+    for row, (prompt, first) in enumerate(zip(PROMPTS, given, strict=True)):
+        tokens, turn = trajectory.tokens[row, :trajectory.length[row]], trajectory.turn[row, :trajectory.length[row]]
+        before = [*prompt, *first, *INSTRUCTION]
+        assert tokens[:len(before)].tolist() == before and (turn[len(before):] == 2).all()
+        own = np.flatnonzero(turn == 2)
+        law = log_softmax(decoder_logits(params, config, tokens) / 0.8)[own - 1]
+        np.testing.assert_allclose(trajectory.log_probs[row, own], law[range(len(own)), tokens[own]], atol=1e-4)
+
+
+def test_first_attempts_that_do_not_fit_are_refused():
+    for given in (((1, END),) * 3, ((1,) * 6,) * 4):
+        with pytest.raises(UserError, match=f'{len(given)} first attempts of up to {len(given[0])} tokens.* 4 rows'):
+            sampled(given=given)
 
 
 def test_each_turn_is_handed_out_when_it_is_done():
