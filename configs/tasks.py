@@ -17,7 +17,7 @@ _MATHS = dict(
     form='boxed',  # where a response gives its answer: 'boxed', 'final_answer', '####' or 'any' of them
     max_prompt=1024,  # tokens; problems with a longer prompt are left out, and counted
     workers=2,  # processes that grade
-    seconds=5.0,  # the longest that grading one response may take
+    seconds=1.8,  # the longest that grading one response may take
 )
 _CODE = dict(
     data_dir='',
@@ -29,7 +29,7 @@ _CODE = dict(
     layers=('no_new_privs', 'landlock', 'seccomp', 'rlimits'),  # of the sandbox; where one is missing no program is run
     max_prompt=2048,
     workers=2,
-    seconds=20.0,
+    seconds=45.0,  # the sandbox itself stops a program after 6 s of its own, or 20 in all
 )
 TASKS = {
     'gsm8k': dict(name='gsm8k', **_MATHS),

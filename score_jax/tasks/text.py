@@ -23,7 +23,7 @@ from score_jax.rewards.pool import Limits, Pool
 from score_jax.tokenizers import Bytes, Tokenizer
 
 _FIELD = re.compile(r'\{[a-z_]*\}')
-_MEMORY_BYTES = 1 << 30  # of a grading process
+_MEMORY_BYTES = 512 << 20  # of a grading process
 
 
 @dataclasses.dataclass(frozen=True)
