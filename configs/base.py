@@ -4,8 +4,11 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# A look at the whole path in seconds, not a result.
-PRESETS = {'smoke': {'steps': 60, 'practice_steps': 30, 'batch': 64, 'save_every': 30, 'log_every': 20}}
+PRESETS = {
+    # A look at the whole path in seconds, not a result.
+    'smoke': {'steps': 60, 'practice_steps': 30, 'batch': 64, 'save_every': 30, 'log_every': 20},
+    'three_turns': {'turns': 3},  # a base that has never seen a third attempt does not know what is asked of it
+}
 
 
 def get_config(preset: str = '') -> ConfigDict:
@@ -13,6 +16,7 @@ def get_config(preset: str = '') -> ConfigDict:
     config.kind = 'supervised'
     config.steps = 2200
     config.batch = 128  # dialogues a step
+    config.turns = 2  # attempts in each of them
     config.learning_rate = 6e-3
     config.optimizer.schedule = 'cosine'
     config.optimizer.warmup_steps = 50
@@ -24,8 +28,8 @@ def get_config(preset: str = '') -> ConfigDict:
     # What it does: second attempts mostly copy, change wrong answers a little more often than right ones, and lose.
     config.habits = ConfigDict(dict(
         solve=0.6,  # a first attempt is a solution; else it is a random chain that misses
-        keep_right=0.72,  # the second attempt copies a right first one
-        keep_wrong=0.45,  # and a wrong first one
-        solve_again=0.04,  # a second attempt that is no copy is a solution
+        keep_right=0.72,  # a later attempt copies a right one before it
+        keep_wrong=0.45,  # and a wrong one
+        solve_again=0.04,  # a later attempt that is no copy is a solution
     ))
     return common.preset(config, PRESETS, preset)

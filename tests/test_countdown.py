@@ -153,6 +153,16 @@ def test_a_second_attempt_is_the_first_word_for_word_or_opens_with_wait(wide):
         assert second == first or second.startswith('wait ')
 
 
+def test_a_third_attempt_treats_the_second_as_that_treats_the_first(wide):
+    rows = []
+    for problem, (first, second, third) in wide.dialogues(10_000, HABITS, seed=0, step=0, turns=3):
+        copied = third == second.removeprefix('wait ')
+        assert copied or third.startswith('wait ')
+        rows.append((right(wide, problem, second), copied))
+    assert near([copied for was_right, copied in rows if was_right], HABITS.keep_right, 0.01)
+    assert near([copied for was_right, copied in rows if not was_right], HABITS.keep_wrong, 0.01)
+
+
 def test_generated_text_is_one_token_a_word_and_comes_back_whole(task, wide):
     for made_by in (task, wide):
         texts = [made_by.instruction]

@@ -83,6 +83,13 @@ def test_the_first_steps_are_practice_and_the_others_have_the_habits(tmp_path, m
     assert seen == [stage.config.practice] * 2 + [stage.config.habits] * 2
 
 
+def test_a_dialogue_of_one_turn_is_an_error(tmp_path):
+    config = base.get_config()
+    config.turns = 1
+    with pytest.raises(UserError, match='config.turns is 1'):
+        Supervised(config, tmp_path)
+
+
 @pytest.mark.parametrize('steps', [-1, 10_000])
 def test_practice_that_is_longer_than_the_stage_is_an_error(steps, tmp_path):
     config = base.get_config()

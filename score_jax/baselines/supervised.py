@@ -19,6 +19,7 @@ from score_jax.train import Stage, TrainConfig
 class SupervisedConfig(TrainConfig):
     """`configs/base.py`."""
 
+    turns: int
     practice: Habits
     practice_steps: int
     habits: Habits
@@ -27,6 +28,8 @@ class SupervisedConfig(TrainConfig):
         super().__post_init__()
         self.practice.check('config.practice')
         self.habits.check('config.habits')
+        if self.turns < 2:
+            raise UserError(f'config.turns is {self.turns}; a dialogue has at least 2, an attempt and its correction.')
         if not 0 <= self.practice_steps <= self.steps:
             raise UserError(
                 f'config.practice_steps is {self.practice_steps}; it must lie between 0 and config.steps, {self.steps}.')
@@ -46,7 +49,7 @@ def encode_dialogue(task: tasks.Task, problem, responses: Sequence[str]) -> tupl
 
 
 class Supervised(Stage):
-    """Maximises the likelihood of both responses of generated dialogues."""
+    """Maximises the likelihood of every response of generated dialogues."""
 
     def __init__(self, section, workdir: Path):
         super().__init__(settings.read(SupervisedConfig, section), section, workdir)
@@ -59,7 +62,8 @@ class Supervised(Stage):
 
     def step(self, state, step: int):
         habits = self.config.practice if step < self.config.practice_steps else self.config.habits
-        dialogues = self.task.dialogues(self.config.batch, habits, seed=self.seed, step=step)
+        dialogues = self.task.dialogues(
+            self.config.batch, habits, seed=self.seed, step=step, turns=self.config.turns)
         rows = [encode_dialogue(self.task, problem, responses) for problem, responses in dialogues]
         tokens, _ = pad_rows([tokens for tokens, _ in rows], 1, self.task.tokenizer.pad_token)
         turn, _ = pad_rows([turn for _, turn in rows], 1, 0)

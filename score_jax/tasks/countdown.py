@@ -45,9 +45,9 @@ class Habits:
 
     Attributes:
       solve: a first attempt is a solution, else a random chain that misses the target.
-      keep_right: the second attempt copies a right first one.
-      keep_wrong: the second attempt copies a wrong first one.
-      solve_again: a second attempt that is no copy, and so opens with `wait`, is a solution, else one that misses.
+      keep_right: a later attempt copies a right one before it.
+      keep_wrong: a later attempt copies a wrong one before it.
+      solve_again: a later attempt that is no copy, and so opens with `wait`, is a solution, else one that misses.
     """
 
     solve: float
@@ -139,8 +139,9 @@ class Countdown:
                     'different ones; ask for fewer, or raise config.task.largest or config.task.numbers.')
         raise AssertionError('the stream of problems does not end')
 
-    def dialogues(self, count: int, habits: Habits, *, seed: int, step: int) -> list[tuple[Problem, list[str]]]:
-        """Problems of the train split with two responses each, in the manner of `habits`."""
+    def dialogues(
+        self, count: int, habits: Habits, *, seed: int, step: int, turns: int = 2) -> list[tuple[Problem, list[str]]]:
+        """Problems of the train split with `turns` responses each, in the manner of `habits`."""
         rng = _generator('train', seed, step)
         drawn = list(_take(self._draw(rng, 'train'), count))
         numbers = np.array([problem.numbers for problem, _ in drawn])
@@ -151,13 +152,16 @@ class Countdown:
             solved = rng.random(count) < solve
             return np.where(solved[:, None], solutions, self._miss(rng, numbers, targets))
 
-        first, fresh = attempt(habits.solve), attempt(habits.solve_again)
-        right = self._values(first)[:, -1] == targets
-        keep = rng.random(count) < np.where(right, habits.keep_right, habits.keep_wrong)
-        second = np.where(keep[:, None], first, fresh)
-        opening = np.where(keep, '', f'{verifier.AGAIN} ')
-        texts = zip(self._show(first), map(str.__add__, opening.tolist(), self._show(second)))
-        return [(problem, list(responses)) for (problem, _), responses in zip(drawn, texts)]
+        chains = attempt(habits.solve)
+        texts = [self._show(chains)]
+        for _ in range(turns - 1):
+            fresh = attempt(habits.solve_again)
+            right = self._values(chains)[:, -1] == targets
+            keep = rng.random(count) < np.where(right, habits.keep_right, habits.keep_wrong)
+            chains = np.where(keep[:, None], chains, fresh)
+            opening = np.where(keep, '', f'{verifier.AGAIN} ')
+            texts.append(list(map(str.__add__, opening.tolist(), self._show(chains))))
+        return [(problem, list(responses)) for (problem, _), *responses in zip(drawn, *texts)]
 
     # A chain is a row of ints: n numbers, then n - 1 indices into OPERATORS.
 
