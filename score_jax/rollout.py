@@ -248,6 +248,7 @@ def sample(
     step: int,
     given: list[list[int]] | None = None,
     on_turn: Callable[[int, Trajectory], None] | None = None,
+    on_token: Callable[[np.ndarray], None] | None = None,
 ) -> Trajectory:
     """Samples every turn of every row.
 
@@ -261,6 +262,8 @@ def sample(
       given: P * K1 token lists, first attempts that are not sampled; an empty list is sampled like any other.
       on_turn: called as `on_turn(turn, trajectory)` as soon as a turn is done, with copies on the host. It
         should hand the rows to a grader and return, so that grading overlaps with the next turn.
+      on_token: called after every token with the newest one of each row, `[B]` on the host; a row that is done repeats
+        its last. For showing a few rows to a person: it looks at every token, which takes longer.
 
     Returns:
       The trajectory of `P * prod(forks)` rows, sharded over the mesh's data axes; its width is the longest
@@ -290,12 +293,15 @@ def sample(
         responses = given if given and turn == 1 else []
         if any(responses):
             state = _give(static, params, state, responses, longest)
-        for start in range(0, 0 if responses and all(responses) else rollout.max_tokens, rollout.chunk):
-            until = min(start + rollout.chunk, rollout.max_tokens)
+        pace = 1 if on_token else rollout.chunk
+        for start in range(0, 0 if responses and all(responses) else rollout.max_tokens, pace):
+            until = min(start + pace, rollout.max_tokens)
             needed = _round_up(longest + until, rollout.chunk)
             if needed > state.cache.slots:
                 state = _grow(static, state, slots=needed)
             state = _decode(static, params, state, uniform, turn, until)
+            if on_token:
+                on_token(np.asarray(state.tokens)[np.arange(rows), np.asarray(state.length) - 1])
             if bool(state.done.all()):
                 break
         if any(responses):
