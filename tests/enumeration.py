@@ -4,6 +4,7 @@ Letters: R responses of a turn, M = R^N trajectories, C contexts, V tokens, G gr
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -13,6 +14,11 @@ import pytest
 
 from score_jax.learner import TokenStatistics, policy_loss
 from score_jax.trajectory import Trajectory
+
+
+# Each is run once, so time spent on compiling it well is lost.
+compiled = functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +163,12 @@ def expected_gradient(w: World, policy, reference, objective, forks, *, first=No
     def loss(policy):
         losses = jax.vmap(lambda rows: group_loss(w, policy, reference, objective, forks, rows, failed))(groups)
         return -jnp.sum(probability * losses)
-    return jax.jit(jax.grad(loss))(policy)
+    return compiled(jax.grad(loss))(policy)
 
 
 def gradients_by_group(w: World, policy, reference, objective, forks):
     """The gradient of `policy_loss` of every group `[G, C, V]`, and the group's probability."""
     groups, probability = groups_of(w, policy, forks)
     gradient = jax.grad(group_loss, argnums=1)
-    return np.asarray(jax.jit(jax.vmap(
+    return np.asarray(compiled(jax.vmap(
         lambda rows: gradient(w, policy, reference, objective, forks, rows)))(groups)), probability
