@@ -1,5 +1,10 @@
-"""Runs what a config asks for: `python launch/main.py --config=configs/score.py --workdir=runs/demo`."""
+"""Runs what a config asks for: `python launch/main.py --config=configs/score.py --workdir=runs/demo`.
 
+`--keys` prints every key of the config, its value and its meaning, and runs nothing.
+"""
+
+import importlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,7 +17,12 @@ from score_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file in configs/, and FILE.py:NAME for a preset of it.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/score', 'Where everything is written, and looked for.')
+_KEYS = flags.DEFINE_bool('keys', False, 'Print every key of the config with its value and meaning, and run nothing.')
 flags.mark_flag_as_required('config')
+
+# What to run behind a config of configs/, and the keys that both must have alike.
+_NEXT = {'base': 'stage1', 'stage1': 'stage2', 'stage1b': 'stage2', 'stage2': 'evaluate', 'ablation': 'evaluate'}
+_SHARED = ('seed', 'task', 'tokenizer', 'model', 'mesh')
 
 
 def parse(argv):
@@ -30,16 +40,39 @@ def parse(argv):
     sys.exit(2)
 
 
+def following(workdir: str) -> str:
+    """The next command: the next stage, with this one's preset and shared keys; with results, how to look at them."""
+    path, _, preset = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    place = f'--workdir={shlex.quote(workdir)}'
+    name = _NEXT.get(Path(path).stem)
+    if not name:
+        return f'python launch/try.py {place}\n         python launch/watch.py {place}'
+    given = config_flags.get_override_values(flags.FLAGS['config'])
+    shared = ''.join(
+        f' {shlex.quote(f"--config.{key}={value}")}' for key, value in given.items() if key.split('.')[0] in _SHARED)
+    if Path(path).stem == 'stage1b':
+        preset = 'three_turns'
+    elif Path(path).stem == 'ablation':
+        shared += ' ' + shlex.quote(f'--config.methods=({preset!r},)')
+    preset = f':{preset}' if preset in importlib.import_module(f'configs.{name}').PRESETS else ''
+    return f'python launch/main.py --config=configs/{name}.py{preset} {place}{shared}'
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'not a flag: {" ".join(argv[1:])}')
     logging.set_verbosity(logging.WARNING)
+    if _KEYS.value:
+        from score_jax import keys
+        keys.show(_CONFIG.value, Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]))
+        return
     from score_jax.run import run  # after the flags are read, so that a mistake in them answers at once
     try:
         run(_CONFIG.value, Path(_WORKDIR.value))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    print(f'next:    {following(_WORKDIR.value)}')
 
 
 if __name__ == '__main__':

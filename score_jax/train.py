@@ -18,6 +18,7 @@ import numpy as np
 from score_jax import learner, model, progress, sharding, tasks
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
+from score_jax.jsonl import read_jsonl
 from score_jax.learner import Learner, OptimizerConfig, TrainState
 from score_jax.settings import read
 from score_jax.sharding import MeshConfig
@@ -103,16 +104,17 @@ class Stage(abc.ABC):
             state = learner.new_state(self.model, self.optimizer, self.mesh, self.start())
         self.directory.open()
         self.directory.truncate(done)
-        lines = progress.StepLines(config.stage, config.steps, config.log_every, done)
-        for step in range(done, config.steps):
-            began = time.monotonic()
-            state, metrics, samples = self.step(state, step)
-            metrics['steps_per_second'] = 1 / (time.monotonic() - began)
-            where = {'stage': config.stage, 'step': step + 1}
-            self.directory.append('metrics.jsonl', [where | {'steps': config.steps} | metrics])
-            self.directory.append('samples.jsonl', [where | sample for sample in samples])
-            lines.add(step + 1, metrics)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch}
-                checkpoints.save(step + 1, state, meta=meta, reward=metrics.get('reward'))
+        history = read_jsonl(self.directory.path / 'metrics.jsonl')
+        with progress.Steps(config.stage, config.steps, config.log_every, done, history) as steps:
+            for step in range(done, config.steps):
+                began = time.monotonic()
+                state, metrics, samples = self.step(state, step)
+                metrics['steps_per_second'] = 1 / (time.monotonic() - began)
+                where = {'stage': config.stage, 'step': step + 1}
+                self.directory.append('metrics.jsonl', [where | {'steps': config.steps} | metrics])
+                self.directory.append('samples.jsonl', [where | sample for sample in samples])
+                steps.add(step + 1, metrics, samples)
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                    meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch}
+                    checkpoints.save(step + 1, state, meta=meta, reward=metrics.get('reward'))
         checkpoints.close()
