@@ -55,8 +55,7 @@ def attempt(conversation) -> None:
 
 def ask(again: bool = True) -> str:
     """A line of the person; 'q' at the end of input."""
-    say('\n' + ('Enter: another attempt   ' if again else '') + 'n: a problem of the test split   q: end   '
-        'or write a problem', 'dim')
+    say(f'\n{"Enter: one more attempt   " if again else ""}n: next problem   q: end   or write a problem', 'dim')
     try:
         return input('> ').strip() or ('' if again else 'n')
     except EOFError:

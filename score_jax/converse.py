@@ -79,7 +79,7 @@ def load(
         raise UserError(f'{directory.checkpoints} holds no checkpoint; {_advice(workdir)}')
     config = directory.saved_config()
     if not {'model', 'task', 'tokenizer'} <= config.keys():
-        raise UserError(f'{directory.path} has checkpoints but no config.json that says what was trained; bring it back.')
+        raise UserError(f'{directory.path} has checkpoints but no config.json that says what they are; bring it back.')
     task = tasks.make(_whole_task(config['task'], data_dir), config['tokenizer'])
     known = dataclasses.fields(model.ModelConfig)
     shape = model_config({field.name: field.default for field in known

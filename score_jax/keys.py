@@ -104,18 +104,17 @@ class _File:
 
     def source(self) -> Path | None:
         """The file whose function the first `config = ...` calls."""
-        for node in ast.walk(self._tree):
-            if isinstance(node, ast.Assign) and _target(node) == 'config':
-                for call in ast.walk(node.value):
-                    if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name) and call.value.id in self.imports:
-                        if call.attr != 'preset':
-                            return self.imports[call.value.id]
+        for node in _assignments(self._tree):
+            if _target(node) == 'config':
+                for call in ast.walk(node.value):  # such as common.preset(common.shared(), ...): any of them will do
+                    if isinstance(call, ast.Attribute) and getattr(call.value, 'id', None) in self.imports:
+                        return self.imports[call.value.id]
         return None
 
     def makers(self) -> Iterator[tuple[str, str]]:
         """Functions that make a section: `config.rollout = common.sampling()` is ('sampling', 'rollout')."""
-        for node in ast.walk(self._tree):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _target(node).startswith('config.'):
+        for node in _assignments(self._tree):
+            if isinstance(node.value, ast.Call) and _target(node).startswith('config.'):
                 function = node.value.func
                 yield getattr(function, 'attr', getattr(function, 'id', '')), _target(node).removeprefix('config.')
 
@@ -124,8 +123,8 @@ class _File:
         for top in self._tree.body:
             section = makers.get(top.name, _ANY) if isinstance(top, ast.FunctionDef) else _ANY
             inside = set()
-            for node in ast.walk(top):
-                if isinstance(node, ast.Assign) and _target(node).startswith('config.'):
+            for node in _assignments(top):
+                if _target(node).startswith('config.'):
                     key = _target(node).removeprefix('config.')
                     yield from self._of(key, node.lineno, node.end_lineno)
                     yield from self._keywords(node.value, key)
@@ -157,6 +156,10 @@ class _File:
                 above -= 1
             comment = ' '.join(self._above[line] for line in range(above, first))
         yield name, comment
+
+
+def _assignments(tree: ast.AST) -> Iterator[ast.Assign]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Assign))
 
 
 def _target(node: ast.Assign) -> str:

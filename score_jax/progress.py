@@ -107,9 +107,9 @@ class Steps:
         before = means(opening)
         since = Text.assemble(*(_moved(now, before, name, ascii_only) for name in (*_turn_names(now), 'delta')),
                               (f'against the first {len(opening)} steps', 'dim'))
-        shares = '   '.join((f'KL {_kl(now)}', f'changed {100 * now["changed"]:.1f}', f'truncated {_truncated(now)}'))
+        shares = '  '.join((f'KL {_kl(now)}', f'changed {100 * now["changed"]:.1f}', f'truncated {_truncated(now)}'))
         rollouts, tokens = (self._rate() * value for value in _amounts(recent))
-        return Group(bar, since, Text(f'  {shares}   {_short(rollouts)} rollouts/s   {_short(tokens)} tokens/s'))
+        return Group(bar, since, Text(f'  {shares}  {_short(rollouts)} rollouts/s  {_short(tokens)} tokens/s'))
 
 
 def means(lines: Iterable[Mapping]) -> dict[str, float]:

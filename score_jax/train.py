@@ -118,3 +118,4 @@ class Stage(abc.ABC):
                     meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch}
                     checkpoints.save(step + 1, state, meta=meta, reward=metrics.get('reward'))
         checkpoints.close()
+        progress.say(f'{config.stage}: done; metrics, samples and checkpoints are in {self.directory.path}')

@@ -63,7 +63,8 @@ def test_what_is_cut_off_or_dropped_is_said_only_where_something_is(capsys):
 
 
 def test_a_figure_that_some_steps_lack_is_the_mean_of_the_others():
-    assert progress.means([{'t1': 0.5}, {'loss': 2.0}, {'t1': float('nan'), 'outcomes': {}}]) == {'t1': 0.5, 'loss': 2.0}
+    lines = [{'t1': 0.5}, {'loss': 2.0}, {'t1': float('nan'), 'outcomes': {}}]
+    assert progress.means(lines) == {'t1': 0.5, 'loss': 2.0}
 
 
 def test_a_supervised_stage_shows_its_loss(capsys):
@@ -74,8 +75,8 @@ def test_a_supervised_stage_shows_its_loss(capsys):
 def test_a_terminal_shows_how_far_figures_have_come(monkeypatch):
     terminal = open_terminal(monkeypatch)
     run([metrics(0.5, 0.5), metrics(0.3, 0.9)], every=1)
-    for text in ('2/2', '30.0', '↓20.0', '90.0', '↑40.0', '+60.0', '↑60.0', 'against the first 1 steps', 'KL 0.250 2.000',
-                 'changed 50.0', 'truncated 0.0 0.0', 'rollouts/s', 'tokens/s'):
+    for text in ('2/2', '30.0', '↓20.0', '90.0', '↑40.0', '+60.0', '↑60.0', 'against the first 1 steps',
+                 'KL 0.250 2.000', 'changed 50.0', 'truncated 0.0 0.0', 'rollouts/s', 'tokens/s'):
         assert text in terminal.getvalue()
 
 
@@ -117,7 +118,8 @@ HOSTILE = '[red]x[/red] [/] \x1b[31m\x1b]0;title\x07 \u202e \x9b2J \r\n\ttail'
 
 
 def test_text_of_a_model_steers_nothing():
-    text = rendered(progress.samples_table([sample(HOSTILE, HOSTILE + '!', problem=HOSTILE)], '[bold]title[/bold]'), 300)
+    samples = [sample(HOSTILE, HOSTILE + '!', problem=HOSTILE)]
+    text = rendered(progress.samples_table(samples, '[bold]title[/bold]'), 300)
     assert text.count('[red]x[/red] [/] ⟨U+001B⟩[31m') == 5 and '[bold]title' in text
     assert all(character.isprintable() for character in text.replace('\n', ''))
 

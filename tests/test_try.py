@@ -151,7 +151,8 @@ def test_a_problem_in_words_that_is_too_long_is_refused(own):
 def test_what_is_not_there_is_named(workdir, tmp_path):
     (tmp_path / 'empty').mkdir()
     for arguments, named in [
-            ((tmp_path / 'none',), 'python launch/main.py'), ((tmp_path / 'empty',), 'holds no checkpoint of any stage'),
+            ((tmp_path / 'none',), 'python launch/main.py'),
+            ((tmp_path / 'empty',), 'holds no checkpoint of any stage'),
             ((workdir, 'stage9'), 'has checkpoints of base, stage1')]:
         with pytest.raises(UserError, match=named):
             converse.load(*arguments)
