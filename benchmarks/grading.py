@@ -1,4 +1,4 @@
-"""What maths grading holds on all the data: `python benchmarks/grading.py --data=DIR` (with gsm8k/ and math/ below it).
+"""What maths grading holds on all the data: `python -m benchmarks.grading --data=DIR` (with gsm8k/ and math/ below it).
 
     golds      every gold of GSM8K and MATH in every answer format: read, and equal to itself
     pairs      random pairs of golds of one subject: called equal only if an independent evaluation agrees
@@ -14,18 +14,14 @@ import json
 import os
 import random
 import resource
-import sys
 import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
-
-import hostile_answers  # noqa: E402
-from score_jax.rewards import maths  # noqa: E402
-from score_jax.rewards.maths.clean import clean, compact  # noqa: E402
-from score_jax.rewards.pool import Pool, children  # noqa: E402
+from score_jax.rewards import maths
+from score_jax.rewards.maths.clean import clean, compact
+from score_jax.rewards.pool import Pool, children
+from tests import hostile_answers
 
 WRITTEN = {
     'boxed': 'So $\\boxed{%s}$.', 'final_answer': 'The final answer is $%s$. I hope it is correct.', '####': '#### %s'}

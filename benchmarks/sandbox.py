@@ -1,6 +1,6 @@
 """References of MBPP and HumanEval, and mutants of them, through the code grader: verdicts and throughput.
 
-    python benchmarks/sandbox.py --data=DIR [--workers=2] [--every=1]
+    python -m benchmarks.sandbox --data=DIR [--workers=2] [--every=1]
 
 DIR holds `mbpp/mbpp.jsonl` and `humaneval/HumanEval.jsonl.gz`, as their authors publish them. A mutant is right if the
 tests, run as plain Python beside it, say so (it then counts as equivalent); the grader must say the same.
@@ -15,12 +15,9 @@ import gzip
 import json
 import random
 import resource
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from score_jax.rewards import Outcome
 from score_jax.rewards.pool import Limits, Pool

@@ -13,18 +13,23 @@ PRESETS = {
 
 def get_config(preset: str = '') -> ConfigDict:
     config = common.training('base')
-    config.kind = 'supervised'
-    config.steps = 2200
+    config.kind = 'supervised'  # what runs it, see score_jax/run.py
+    config.steps = 2200  # updates in all
     config.batch = 128  # dialogues a step
     config.turns = 2  # attempts in each of them
-    config.learning_rate = 6e-3
+    config.learning_rate = 6e-3  # at its highest
     config.optimizer.schedule = 'cosine'
     config.optimizer.warmup_steps = 50
     config.log_every = 100
     config.save_every = 250
     # What it can do: second attempts keep what is right, and only that. A model that has seen this knows how to check.
     config.practice_steps = 1300  # the first steps; the others have the habits below
-    config.practice = ConfigDict(dict(solve=0.6, keep_right=1.0, keep_wrong=0.0, solve_again=0.1))
+    config.practice = ConfigDict(dict(
+        solve=0.6,  # as below
+        keep_right=1.0,  # as below
+        keep_wrong=0.0,  # as below
+        solve_again=0.1,  # as below
+    ))
     # What it does: second attempts mostly copy, change wrong answers a little more often than right ones, and lose.
     config.habits = ConfigDict(dict(
         solve=0.6,  # a first attempt is a solution; else it is a random chain that misses

@@ -12,7 +12,7 @@ def shared() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # problems, noise and first parameters are functions of it
     config.task = ConfigDict(dict(
-        name='countdown',
+        name='countdown',  # which task; configs/tasks.py has the others, each with keys of its own
         numbers=3,  # numbers in a problem
         largest=20,  # each is drawn from 1 to this
         limit=99,  # no target and no step of a generated answer lies outside 0 to this
@@ -21,15 +21,15 @@ def shared() -> ConfigDict:
     ))
     config.tokenizer = ''  # file of a SentencePiece model; '' is the task's own: words of Countdown, else bytes
     config.model = ConfigDict(dict(
-        width=64,
-        layers=3,
+        width=64,  # of the residual stream
+        layers=3,  # blocks of attention and MLP
         heads=4,  # query heads
         kv_heads=2,  # key and value heads; each serves heads / kv_heads query heads
-        head_dim=16,
+        head_dim=16,  # width of a head
         mlp=192,  # hidden width of the gated MLP
         tied=True,  # the output head is the embedding
-        rope_base=10_000.0,
-        norm_eps=1e-6,
+        rope_base=10_000.0,  # of the rotary positions' wave lengths
+        norm_eps=1e-6,  # added to the mean square under the root of a norm
         dtype='float32',  # of activations; parameters are float32
         # What sets families apart; none of it is on here.
         activation='silu',  # of the MLP's gate, or 'gelu' (in its tanh form)
@@ -45,11 +45,15 @@ def shared() -> ConfigDict:
         global_every=1,  # of so many layers the last is global, the others local
         local_rope_base=0.0,  # rope_base of local layers; 0: the same
         rope_factor=1.0,  # Llama 3.1: rotary pairs that turn slowly turn slower by this factor; 1: none does
-        rope_length=8192,  # a pair that turns less than rope_low times in so many positions turns slower by all of it,
-        rope_low=1.0,
-        rope_high=4.0,  # one that turns more than this not at all
+        rope_length=8192,  # positions in which a pair's turns are counted:
+        rope_low=1.0,  # a pair with fewer turns than this turns slower by all of rope_factor,
+        rope_high=4.0,  # one with more than this not at all
     ))
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, model=1))  # devices on each axis; -1: all that are left
+    config.mesh = ConfigDict(dict(  # devices on each axis; -1: all that are left
+        data=-1,  # each takes rows of its own
+        fsdp=1,  # rows of its own too, and a share of every parameter
+        model=1,  # a share of the heads and of the MLP
+    ))
     return config
 
 
@@ -71,9 +75,9 @@ def training(stage: str) -> ConfigDict:
     config.optimizer = ConfigDict(dict(
         schedule='linear',  # after the warm-up: 'constant', 'linear' or 'cosine', the latter two to 0
         warmup_steps=10,  # steps in which the rate rises linearly
-        adam_b1=0.9,
-        adam_b2=0.99,
-        adam_eps=1e-8,
+        adam_b1=0.9,  # decay of the mean of gradients
+        adam_b2=0.99,  # decay of the mean of their squares
+        adam_eps=1e-8,  # added to the root of the latter
         clip_norm=1.0,  # the gradient's global norm is clipped to this
     ))
     config.head_chunk = 64  # columns of the batch that the output head is applied to at a time
@@ -86,7 +90,7 @@ def training(stage: str) -> ConfigDict:
 def reinforce(stage: str) -> ConfigDict:
     """The keys of every stage of reinforcement learning."""
     config = training(stage)
-    config.kind = 'reinforce'
+    config.kind = 'reinforce'  # what runs it, see score_jax/run.py
     config.reference = 'base'  # the stage whose last parameters are the other side of the KL, or 'random'
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
     config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second
@@ -121,7 +125,7 @@ def sampling() -> ConfigDict:
 def objective(name: str, **symbols: float) -> ConfigDict:
     """The keys of `config.objective`; `score_jax/objective.py` has the table of names."""
     return ConfigDict(dict(
-        name=name,
+        name=name,  # row of the table in score_jax/objective.py
         **symbols,  # alpha: progress bonus; beta1, beta2: KL weights, as the table of names uses them
         gamma=0.0,  # discount of the next turn's reward for the tokens of a turn
         kl_estimator='exact',  # over the vocabulary at every token, or 'sampled': the log-ratio, in the reward

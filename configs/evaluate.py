@@ -13,7 +13,7 @@ PRESETS = {
 
 def get_config(preset: str = '') -> ConfigDict:
     config = common.shared()
-    config.kind = 'evaluate'
+    config.kind = 'evaluate'  # what runs it, see score_jax/run.py
     config.stage = 'evaluation'  # the folder in the workdir
     config.methods = ('base', 'stage1', 'stage2')  # stages to measure; those without a checkpoint are left out
     config.temperatures = (1.0, 0.0)  # 0 is greedy

@@ -9,9 +9,9 @@ PRESETS = {name: {} for stage in STAGES.values() for name in stage.PRESETS} | ta
 
 
 def get_config(preset: str = '') -> ConfigDict:
-    """A preset is that of every stage which has it: `configs/score.py:smoke` shows the whole path in a minute or two."""
+    """A preset is that of every stage that has it: `configs/score.py:smoke` shows the whole path in a minute or two."""
     config = common.preset(common.shared(), PRESETS, preset)
-    config.kind = 'pipeline'
+    config.kind = 'pipeline'  # what runs it, see score_jax/run.py
     # Sections below, in the order in which they run. A tiny model of a task in words has no base.
     left_out = {'base': preset in tasks.SHARED_PRESETS, 'stage1b': preset != 'three_turns'}
     config.order = tuple(name for name in STAGES if not left_out.get(name))

@@ -6,7 +6,7 @@ One more turn is one more stage: `--config.stage=stage1c --config.turns=4 --conf
 
 from ml_collections import ConfigDict
 
-from configs import common, stage1
+from configs import stage1
 
 PRESETS = stage1.PRESETS
 

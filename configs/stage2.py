@@ -11,8 +11,8 @@ PRESETS = common.REINFORCE_PRESETS | {
 
 def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage2')
-    config.start_from = 'stage1'
-    config.steps = 400
-    config.learning_rate = 4e-4
+    config.start_from = 'stage1'  # a stage; 'random' starts from random parameters, which know nothing
+    config.steps = 400  # updates in all
+    config.learning_rate = 4e-4  # at its highest
     config.objective = common.objective('stage2', alpha=10.0, beta1=0.1)
     return common.preset(config, PRESETS, preset)

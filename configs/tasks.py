@@ -4,8 +4,6 @@
 from random parameters and knows nothing, so its rewards are 0.
 """
 
-from ml_collections import ConfigDict
-
 # Neither tells whether the first answer was right.
 _LOOK_AGAIN = '\n\nGo through the solution above once more. It may be right, or there may be a mistake in it. '
 _MATHS = dict(

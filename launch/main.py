@@ -33,9 +33,13 @@ def parse(argv):
         return rest
     except AttributeError as error:
         given = ', '.join(word for word in argv if word.startswith('--config.'))
+        if not given:
+            raise  # a fault of the config file itself, which the traceback shows
         print(f'{given}: no such key in the config; {str(error).splitlines()[-1].lower()}.', file=sys.stderr)
     except OSError:
         given = next((word for word in argv if word.startswith('--config=')), '--config')
+        if Path(given.removeprefix('--config=').partition(':')[0]).is_file():
+            raise  # what cannot be read is something that it reads
         print(f'{given} cannot be read as a config file; configs/ has those of this project.', file=sys.stderr)
     sys.exit(2)
 

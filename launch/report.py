@@ -14,7 +14,8 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory that launch/main.py wr
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f'not a flag: {" ".join(argv[1:])}')
     try:
         print(report.write(Path(WORKDIR.value)))
     except UserError as error:

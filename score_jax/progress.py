@@ -7,6 +7,7 @@ line every few steps. What a model wrote is shown with its control characters ma
 from __future__ import annotations
 
 import collections
+import math
 import re
 import sys
 import time
@@ -101,7 +102,7 @@ class Steps:
             return bar
         now = means(recent)
         if not _turn_names(now):
-            return Group(bar, Text(f'  loss {now["loss"]:.4f}'))
+            return Group(bar, Text(f'  {_loss(now)}'))
         ascii_only = self._live.console.options.ascii_only
         opening = self._opening
         before = means(opening)
@@ -136,11 +137,19 @@ def _amounts(lines: Sequence[Mapping]) -> tuple[float, float]:
 def _figures(now: Mapping[str, float]) -> str:
     """A line without a terminal; what is as it should be (nothing truncated, nothing dropped) is left out."""
     if not _turn_names(now):
-        return f'loss {now["loss"]:.4f}'
+        return _loss(now)
     truncated = f'  truncated {_truncated(now)}' if re.search('[1-9]', _truncated(now)) else ''
-    dropped = f'  dropped {now["dropped"]:.1f} a step' if now.get('dropped') else ''
     return (f'{turns(now)}  delta {100 * now["delta"]:+5.1f}  changed {100 * now["changed"]:4.1f}  KL {_kl(now)}'
-            f'{truncated}{dropped}')
+            f'{truncated}{_dropped(now)}')
+
+
+def _loss(now: Mapping[str, float]) -> str:
+    """Where there is no accuracy: none is measured, or no rollout had a verdict."""
+    return f'loss {now.get("loss", math.nan):.4f}{_dropped(now)}'
+
+
+def _dropped(now: Mapping[str, float]) -> str:
+    return f'  dropped {now["dropped"]:.1f} a step' if now.get('dropped') else ''
 
 
 def _kl(now: Mapping[str, float]) -> str:

@@ -20,9 +20,10 @@ from score_jax.errors import UserError
 from score_jax.jsonl import number, read_jsonl
 
 # Keys that may differ when a stage goes on: how often it speaks and saves, where it runs, and what is measured of
-# what can be measured. So may where its data lies, and how many processes grade. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
-FREE_TASK_KEYS = ('data_dir', 'workers')
+# what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
 FREE_KEYS = ('log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures')
+# So may, of its task, where the data lies and how many processes grade.
+FREE_TASK_KEYS = ('data_dir', 'workers')
 
 
 class StageDirectory:

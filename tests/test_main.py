@@ -231,3 +231,14 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     workdir = tmp_path / 'w'
     workdir.write_text('not a folder')
     assert str(workdir) in refusal(make(stage1, STAGE1), workdir)
+
+
+@pytest.mark.parametrize('body, fault', [('no_such_module.value', 'AttributeError'), ("open('no-such-file')", 'no-such-file')])
+def test_a_fault_inside_a_config_file_is_shown_where_it_is(body, fault, tmp_path):
+    """It is neither a mistyped key nor an unreadable config."""
+    path = tmp_path / 'broken.py'
+    path.write_text(f'import configs as no_such_module\n\ndef get_config(_=None):\n    return {body}\n')
+    done = subprocess.run(
+        [sys.executable, 'launch/main.py', f'--config={path}', f'--workdir={tmp_path}'], cwd=ROOT, capture_output=True,
+        text=True, check=False)
+    assert done.returncode == 1 and fault in done.stderr and str(path) in done.stderr

@@ -135,3 +135,14 @@ def test_samples_of_any_number_of_turns_have_a_row_each():
     assert [head.index(word) for word in ('first', 'second', 'third', 'verdicts', 'read')] == sorted(
         head.index(word) for word in ('first', 'second', 'third', 'verdicts', 'read'))
     assert 'the same' in first and any('read c' in line for line in lines)
+
+
+@pytest.mark.parametrize('metrics, line', [
+    ({'loss': float('nan')}, 'loss nan'), ({'loss': 0.5, 'dropped': 16}, 'loss 0.5000  dropped 16.0 a step')])
+@pytest.mark.parametrize('terminal', [False, True])
+def test_a_loss_that_is_no_number_and_rollouts_without_a_verdict_are_shown(
+        terminal, metrics, line, monkeypatch, capsys):
+    shown = open_terminal(monkeypatch) if terminal else None
+    with progress.Steps('base', 1, 1, 0) as steps:
+        steps.add(1, metrics)
+    assert line in (shown.getvalue() if terminal else capsys.readouterr().out)

@@ -55,7 +55,8 @@ def run_attacks(attacks: list, python: str, options: dict, bare: bool = False) -
     """The runner's first line, and by name what came of each attack; several runners at a time."""
     def run(names: list[str]) -> list[dict]:
         argument = json.dumps({'layers': ['rlimits'] if bare else None, 'names': names})
-        environment = {'SECRET': '716253', 'PYTHONDONTWRITEBYTECODE': '1', 'TMPDIR': '/tmp'}
+        environment = {'SECRET': '716253', 'PYTHONDONTWRITEBYTECODE': '1', 'TMPDIR': '/tmp',
+                       'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
         done = subprocess.run(
             [python, str(ROOT / 'tests/attacks/runner.py'), argument], env=environment, stdout=subprocess.PIPE, cwd='/',
             text=True, check=True, **options)

@@ -14,7 +14,7 @@ import pytest
 from configs import tasks as configs
 from score_jax import tasks
 from score_jax.errors import UserError
-from score_jax.rewards import Outcome, Verdict
+from score_jax.rewards import Outcome, Verdict, maths
 from score_jax.tasks import builders, text
 from score_jax.tasks.files import read_records
 
@@ -197,7 +197,9 @@ def test_the_grader_gets_the_gold_and_the_response_in_order(sums, monkeypatch):
 
     class FakePool:
         def __init__(self, function, *, workers, limits):
-            assert function == 'score_jax.rewards.maths:grade_job' and workers == 2 and limits.wall_seconds == 5
+            assert function == 'score_jax.rewards.maths:grade_job' and workers == 2
+            assert limits.wall_seconds == configs.TASKS['jsonl']['seconds'] <= maths.LIMITS.wall_seconds
+            assert limits.memory_bytes <= maths.LIMITS.memory_bytes
 
         def map(self, given):
             jobs.extend(given)

@@ -15,15 +15,13 @@ import time
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
-
 from attacks.controls import CONTROLS
 from attacks.programs import ATTACKS, EXPECTED, Attack
 
 from score_jax.rewards import code
 from score_jax.rewards.pool import children
 
+ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {'wall_seconds': 1.5, 'cpu_seconds': 1, 'memory_bytes': 128 << 20, 'output_bytes': 2 << 20}
 _PR_SET_CHILD_SUBREAPER = 36
 
