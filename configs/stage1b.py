@@ -18,5 +18,6 @@ def get_config(preset: str = '') -> ConfigDict:
     config.reference = 'stage1'
     config.before = ConfigDict()
     config.turns = 3
-    config.group.update(first=2, second=2, later=4)  # turn 3 is what is learned
+    if not any(key.startswith('group.') for key in PRESETS.get(preset, {})):
+        config.group.update(first=2, second=2, later=4)  # turn 3 is what is learned
     return config

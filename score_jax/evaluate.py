@@ -140,8 +140,8 @@ def figures(task: tasks.Task, problems: list, attempts: list[list[grading.Attemp
         row['dropped'] = int((~valid).sum())
     groups = [task.groups(one) for one in problems]
     by: dict[str, dict] = {}
-    for kind in groups[0]:
-        names = np.array([group.get(kind, '') for group in groups])[problem]
+    for kind in dict.fromkeys(kind for group in groups for kind in group):
+        names = np.array([group.get(kind, '?') for group in groups])[problem]
         by[kind] = {str(name): of(valid & (names == name)) for name in np.unique(names[valid])}
     return row | ({'by': by} if by else {})
 

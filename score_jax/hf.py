@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,16 +215,18 @@ def save(directory: Path, config: lm.ModelConfig, params: dict, *, like: Path | 
     Raises:
       UserError: there is something in `directory`, or `config` is of no family, or of another than `like`.
     """
+    directory = directory.resolve()
     check_new(directory)
     values = config_json(config, like)
     values['torch_dtype'] = dtype or str(params['embedding'].dtype)
-    partial = directory.with_name(directory.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_tensors(partial, config, params, dtype)
-    copy_small_files(like, partial)
-    (partial / 'config.json').write_text(json.dumps(values, indent=2) + '\n')
-    os.replace(partial, directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f'.{directory.name}-') as temporary:
+        partial = Path(temporary) / directory.name
+        partial.mkdir()
+        _write_tensors(partial, config, params, dtype)
+        copy_small_files(like, partial)
+        (partial / 'config.json').write_text(json.dumps(values, indent=2) + '\n')
+        os.replace(partial, directory)
 
 
 def config_json(config: lm.ModelConfig, like: Path | None = None) -> dict:

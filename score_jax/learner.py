@@ -226,13 +226,10 @@ def policy_loss(
         'reward': _mean_of(rewards, own), 'kl': _mean_of(by_turn(stats.kl), own), 'entropy': entropy, 'length': lengths,
         'truncated': _mean_of(trajectory.truncated, own)}
     metrics |= {f'{name}_turn{t + 1}': values[t] for name, values in figures.items() for t in range(objective.turns)}
+    # From what the loss is made of: a response that was given earns and costs nothing, and is in the means.
+    earned, cost = (_mean_of(values, valid[:, None]) for values in (jnp.where(own, rewards, 0.0), by_turn(stats.kl)))
+    metrics['next_beta2_scale'] = objectives.adapted_scale(objective, beta2_scale, earned, cost)
     return reinforce + kl_loss, metrics
-
-
-def _next_beta2_scale(objective: objectives.Objective, scale, metrics):
-    rewards, kl = (
-        jnp.stack([metrics[f'{name}_turn{t + 1}'] for t in range(objective.turns)]) for name in ('reward', 'kl'))
-    return objectives.adapted_scale(objective, scale, rewards, kl)
 
 
 def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics, has_rows=True, **changes):
@@ -285,7 +282,7 @@ class Learner:
         if objective.adaptive_beta2:
             metrics['beta2_scale'] = state.beta2_scale
         has_rows = metrics['dropped'] < len(correct)
-        scale = _next_beta2_scale(objective, state.beta2_scale, metrics)
+        scale = metrics.pop('next_beta2_scale')
         return self._sharded(*_apply(state, self.optimizer, grads, metrics, has_rows, beta2_scale=scale))
 
     @functools.partial(jax.jit, static_argnames=('self',), donate_argnames=('state',))

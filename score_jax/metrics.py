@@ -4,8 +4,8 @@ Letters: B rows (problems, or several samples of each), T turns.
 
 Every figure is a fraction of all N, so `delta = i_to_c - c_to_i` (arXiv 2409.12917, section 3): all three compare the
 last attempt with the first, as `changed` does. Over more than two turns `delta_t3` and the like compare an attempt with
-the one before it. Where each problem is sampled S times the figures are means over the N x S rows, and the intervals
-are over problems: samples of one problem are alike, so they count for less than as many problems would.
+the one before it. Where a problem is sampled several times its mean counts, however many of its samples have a verdict,
+and the intervals are over problems: samples of one problem are alike, and count for less than as many problems would.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ def with_intervals(correct: np.ndarray, changed: np.ndarray, problem: np.ndarray
         problem = np.arange(len(correct))
     row = {}
     for name, values in _rows(correct, changed).items():
+        means = _by_problem(values, problem)
+        mean = float(means.mean())
         if name.startswith('delta'):
-            changes = _by_problem(values, problem)
-            low, high = paired_interval(float(changes.sum()), float((changes**2).sum()), len(changes))
+            low, high = paired_interval(float(means.sum()), float((means**2).sum()), len(means))
         else:
-            low, high = share_interval(float(values.mean()), effective_count(values, problem))
-        row |= {name: float(values.mean()), f'{name}_low': low, f'{name}_high': high}
+            low, high = share_interval(mean, effective_count(values, problem))
+        row |= {name: mean, f'{name}_low': low, f'{name}_high': high}
     return row
 
 
@@ -66,7 +67,8 @@ def effective_count(flags: np.ndarray, problem: np.ndarray) -> float:
 
     At least one a problem (where all samples of a problem agree), and at most B.
     """
-    means, p = _by_problem(flags.astype(float), problem), float(np.mean(flags))
+    means = _by_problem(flags.astype(float), problem)
+    p = float(means.mean())
     if len(means) == len(flags) or p in (0.0, 1.0) or len(means) == 1:
         return len(means)
     variance = float(np.var(means, ddof=1)) / len(means)

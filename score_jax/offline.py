@@ -49,7 +49,7 @@ class FirstAttempts:
     responses: list[list[list[int]]]
 
     def draw(self, count: int, first: int, *, seed: int, step: int) -> tuple[list[Any], list[list[int]]]:
-        """`count` different problems, and `first` different samples for each, side by side."""
+        """`count` different entries of the store, and `first` different samples of each, side by side."""
         rng = np.random.default_rng([seed, step])
         chosen = rng.choice(len(self.problems), count, replace=False)
         attempts = [rng.choice(len(self.responses[i]), first, replace=False) for i in chosen]

@@ -91,8 +91,7 @@ def stage_checkpoints(workdir: Path, stage: str) -> checkpoint.Checkpoints:
 
 @functools.partial(jax.jit, static_argnames=('config', 'mesh', 'dtype'))
 def _initialise(config: model.ModelConfig, mesh: jax.sharding.Mesh, key, dtype) -> dict:
-    params = jax.tree.map(lambda x: x.astype(dtype), model.initialise(config, key))
-    return jax.lax.with_sharding_constraint(params, model.shardings(config, mesh))
+    return jax.lax.with_sharding_constraint(model.initialise(config, key, dtype), model.shardings(config, mesh))
 
 
 class Reinforce(Stage):

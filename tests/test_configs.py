@@ -1,12 +1,13 @@
 """Every key of every config is declared and read; shared keys reach every stage."""
 
 import dataclasses
+import functools
 import importlib
 
 import pytest
 from ml_collections import ConfigDict
 
-from configs import ablation
+from configs import ablation, stage1b
 from configs.tasks import TASKS
 from score_jax import objective, settings, tasks, train
 from score_jax.baselines.supervised import SupervisedConfig
@@ -211,3 +212,12 @@ def test_a_shared_key_reaches_the_base_that_stage1_makes_first(path):
     value = changed(shared_values(config)[path])
     config.update_from_flattened_dict({path: value})
     assert shared_values(config.before)[path] == value
+
+
+@pytest.mark.parametrize('preset', stage1b.PRESETS)
+def test_stage_1b_has_the_values_of_its_preset(preset):
+    config = stage1b.get_config(preset)
+    for path, value in stage1b.PRESETS[preset].items():
+        if path not in ('task', 'reference'):  # a section with keys of its own; what stage1b is about
+            *sections, key = path.split('.')
+            assert functools.reduce(lambda section, name: section[name], sections, config)[key] == value

@@ -224,3 +224,17 @@ def test_loading_needs_little_more_memory_than_the_parameters(tmp_path, monkeypa
         [sys.executable, '-c', MEASURE, tmp_path / 'hf'], capture_output=True, text=True, cwd=ROOT,
         env={key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}, check=True)
     assert float(done.stdout) < 1.3
+
+
+def test_an_export_leaves_alone_what_is_not_its_own_and_nothing_else_behind(tmp_path, monkeypatch):
+    (tmp_path / 'hf.partial').mkdir()
+    (tmp_path / 'here').mkdir()
+    params = random_params(CONFIGS['llama-tied'])
+    hf.save(tmp_path / 'hf', CONFIGS['llama-tied'], params)
+    monkeypatch.chdir(tmp_path / 'here')
+    hf.save(Path('.'), CONFIGS['llama-tied'], params)
+    monkeypatch.setattr(hf, '_write_tensors', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hf.save(tmp_path / 'broken', CONFIGS['llama-tied'], params)
+    assert {path.name for path in tmp_path.iterdir()} == {'hf', 'hf.partial', 'here'}
+    assert {path.name for path in (tmp_path / 'here').iterdir()} == {path.name for path in (tmp_path / 'hf').iterdir()}

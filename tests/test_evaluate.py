@@ -140,6 +140,17 @@ def test_figures_are_by_group_and_leave_out_what_could_not_be_graded():
         evaluate.figures(Task(), ['1'], [[failed], [right]])
 
 
+@pytest.mark.parametrize('problems', [[{}, {'level': '3'}], [{'level': '3'}, {}]])
+def test_a_problem_without_a_level_has_a_group_of_its_own_wherever_it_stands(problems):
+    class Task:
+        def groups(self, problem):
+            return problem
+
+    right = attempt(Outcome.CORRECT)
+    levels = evaluate.figures(Task(), problems, [[right, right], [right, right]])['by']['level']
+    assert {level: group['n'] for level, group in levels.items()} == {'3': 1, '?': 1}
+
+
 def test_several_samples_of_a_problem_stand_side_by_side_and_differ(params):
     once, twice = measure(params), measure(params, each=3)
     assert [len(turn) for turn in twice] == [33, 33] and [len(turn) for turn in once] == [11, 11]

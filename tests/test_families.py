@@ -124,7 +124,10 @@ def test_special_tokens_and_lengths_are_kept_and_facts_replaced():
     (QWEN25_15B, dict(layer_types=['sliding_attention'] * 28), 'layer_types has'),
     (GEMMA2_2B, dict(layer_types=['full_attention', 'sliding_attention'] * 13), 'layer_types is'),
     (GEMMA2_2B, dict(layer_types=['sliding_attention', 'full_attention']), 'layer_types is'),
-    (GEMMA2_2B, dict(hidden_activation='gelu'), "hidden_activation is 'gelu'")])
+    (GEMMA2_2B, dict(hidden_activation='gelu'), "hidden_activation is 'gelu'"),
+    (GEMMA2_2B, dict(sliding_window='4096'), "sliding_window is '4096'"),
+    (GEMMA2_2B, dict(hidden_size=2304.5), 'hidden_size is 2304.5; it must be a whole number'),
+    (LLAMA32_1B, dict(rope_scaling=[1]), r'rope_scaling is \[1\]')])
 def test_what_the_decoder_would_not_compute_is_refused(values, change, message):
     with pytest.raises(UserError, match=message):
         families.from_json(copy.deepcopy(values) | change, 'float32')

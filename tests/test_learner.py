@@ -502,4 +502,17 @@ def test_an_adaptive_beta2_is_part_of_the_state_and_weighs_the_held_turn():
     weighed = [
         float(policy_loss(random_statistics(), trajectory, jnp.zeros((4, 2)), objective, (4, 1), scale)[0])
         for scale in (0.0, 1.0, 3.0)]
+    assert abs(weighed[1] - weighed[0]) > 0.1
     assert weighed[2] - weighed[0] == pytest.approx(3 * (weighed[1] - weighed[0]), rel=1e-4)
+
+
+def test_an_adaptive_beta2_sees_the_cost_that_is_in_the_loss_where_first_attempts_are_given():
+    stats, objective = random_statistics(), resolve('stage1', baseline='leave_one_out', adaptive_beta2=0.5)
+    trajectory = Trajectory(
+        tokens=np.zeros_like(TURN), turn=np.where((TURN == 1) & (np.arange(4) < 2)[:, None], -1, TURN),
+        length=np.full(4, 10), log_probs=np.zeros(TURN.shape, np.float32), truncated=np.zeros((4, 2), bool))
+    _, metrics = policy_loss(stats, trajectory, jnp.asarray(OUTCOMES, jnp.float32), objective, (4, 1), 2.0)
+    kl = jnp.array([(stats.kl * (trajectory.turn == t)).sum() / 4 for t in (1, 2)])
+    rewards = jnp.array([0.0, OUTCOMES[:, 1].mean()])
+    assert metrics['next_beta2_scale'] == pytest.approx(objectives.adapted_scale(objective, 2.0, rewards, kl))
+    assert metrics['next_beta2_scale'] != 2.0

@@ -113,3 +113,12 @@ def test_every_figure_comes_with_its_interval_around_it():
     assert row.keys() == {f'{name}{end}' for name in NAMES for end in ('', '_low', '_high')}
     assert all(row[f'{name}_low'] < row[name] < row[f'{name}_high'] for name in NAMES)
     assert all(isinstance(value, float) for value in row.values())
+
+
+def test_a_problem_counts_once_however_many_of_its_samples_have_a_verdict():
+    problem = np.repeat(np.arange(20), [40] * 10 + [1] * 10)  # 39 samples of each of the last ten were dropped
+    correct = np.zeros((len(problem), 2), np.float32)
+    correct[400:, 1] = 1
+    row = metrics.with_intervals(correct, correct[:, 0] != correct[:, 1], problem)
+    for name, value in (('t1', 0), ('t2', 0.5), ('delta', 0.5), ('i_to_c', 0.5), ('c_to_i', 0), ('changed', 0.5)):
+        assert row[name] == pytest.approx(value) and row[f'{name}_low'] <= row[name] <= row[f'{name}_high']

@@ -325,3 +325,30 @@ def test_the_task_of_the_documentation_is_one(monkeypatch):
     assert [verdict.outcome for verdict in verdicts] == [Outcome.CORRECT, Outcome.WRONG]
     members = {name for name in vars(tasks.Task) if not name.startswith('_')} | set(tasks.Task.__annotations__)
     assert all(hasattr(task, name) for name in members)
+
+
+@pytest.mark.parametrize('answer, right, wrong', [
+    ('1e-7', r'\boxed{10^{-7}}', r'\boxed{1}'), ('12', r'\boxed{12}', r'\boxed{13}'), ('0.5', r'\boxed{1/2}', r'\boxed{5}')])
+def test_an_answer_may_be_a_number_of_json(own, answer, right, wrong):
+    Path(own['test']).write_text(f'{{"problem": "?", "answer": {answer}}}\n')
+    task = tasks.make(own)
+    (problem,) = task.distinct_problems('test', 1, seed=0)
+    verdicts = task.verify([problem] * 2, [right, wrong])
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.CORRECT, Outcome.WRONG]
+
+
+@pytest.mark.parametrize('line, sentence', [
+    ('{"problem": "?", "answer": null}', 'problem 1 of .* has the answer None'),
+    ('{"problem": "?", "answer": [1, 2]}', r'problem 1 of .* has the answer \[1, 2\]'),
+    ('{"problem": "?", "answer": " "}', "problem 1 of .* has the answer ' '"),
+    ('{"problem": "?", "answer": NaN}', 'problem 1 of .* has the answer nan'),
+    ('{"problem": null, "answer": 1}', 'problem 1 of .* is None')])
+def test_what_can_be_no_gold_or_problem_is_refused(own, line, sentence):
+    Path(own['test']).write_text(line + '\n')
+    with pytest.raises(UserError, match=sentence):
+        tasks.make(own).distinct_problems('test', 1, seed=0)
+
+
+@pytest.mark.parametrize('braces', [r'\boxed{}', r'\boxed{answer}', '{ }'])
+def test_an_instruction_may_have_braces_that_are_no_field(own, braces):
+    assert tasks.make(own | {'instruction': f'Again, in {braces}:'}).instruction.endswith(f'{braces}:')

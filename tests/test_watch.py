@@ -422,6 +422,10 @@ def test_runs_are_found_below_folders_and_by_themselves(tmp_path):
     assert list(Watcher([tmp_path]).runs) == ['a/x', 'a/y', 'b', 'deep/1/2']
     assert list(Watcher([tmp_path / 'b']).runs) == ['b']
     assert list(Watcher([tmp_path / 'a', tmp_path / 'b', tmp_path / 'a' / 'x']).runs) == ['a/x', 'a/y', 'b']
+    write(tmp_path / 'deep' / 'exported' / 'config.json', [{}])  # a model: neither a run nor in the way of one
+    (tmp_path / 'a' / 'results.json').write_text('[]')  # makes a run of it, beside those in it
+    write(tmp_path / 'b' / 'evaluation' / 'old' / 'samples.jsonl', [sample()])
+    assert [str(path.relative_to(tmp_path)) for path in find_runs(tmp_path)] == ['a', 'a/x', 'a/y', 'b', 'deep/1/2']
 
 
 def test_runs_of_the_same_name_are_kept_apart(tmp_path):

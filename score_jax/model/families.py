@@ -165,6 +165,11 @@ def _read(values: Mapping, dtype: str) -> ModelConfig:
     values.setdefault('head_dim', number('hidden_size') // number('num_attention_heads'))
     fields = {field: number(key) for key, field in (_KEYS | family.keys).items()}
     fields |= {field: float(value) for field, value in fields.items() if field in _FLOATS}
+    for key, field in (_KEYS | family.keys).items():
+        if field not in _FLOATS | {'tied'}:
+            if fields[field] != int(fields[field]):
+                raise UserError(f'{key} is {fields[field]!r}; it must be a whole number.')
+            fields[field] = int(fields[field])
     fields |= _layers_read(values, fields) | _rope_read(values.get('rope_scaling'))
     return ModelConfig(**fields | dict(family.facts, dtype=dtype))
 
@@ -194,12 +199,16 @@ def _layers_read(values: Mapping, fields: Mapping) -> dict:
             raise UserError(
                 f'layer_types is {types}; known are num_hidden_layers = {fields["layers"]} entries in which every n-th '
                 'is full_attention and the others sliding_attention.')
+    if not isinstance(values['sliding_window'], int):
+        raise UserError(f'sliding_window is {values["sliding_window"]!r}; it must be a whole number of positions.')
     if every == 1:
         return {'window': 0, 'global_every': 1, 'local_rope_base': 0.0}
     return {'window': values['sliding_window'], 'global_every': every, 'local_rope_base': local}
 
 
 def _rope_read(scaling: Mapping | None) -> dict:
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise UserError(f'rope_scaling is {scaling!r}; it must be an object or null.')
     kind = (scaling or {}).get('rope_type', (scaling or {}).get('type', 'default'))
     if kind == 'default':
         return {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from decimal import Decimal
+from math import isfinite
 from pathlib import Path
 
 from score_jax.errors import UserError
@@ -88,9 +90,21 @@ def _read_own(split: str, path: str, form: str) -> list[TextProblem]:
             f"config.task.{split} is ''; name a file of one JSON object a line, with 'problem' and 'answer' in each.")
     problems = []
     for number, record in enumerate(read_records(Path(path).expanduser(), ('problem', 'answer')), 1):
+        where, text = f'problem {number} of {path}', record['problem']
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f'{where} is {text!r}; write it as text that is not empty.')
         groups = {'level': str(record['level'])} if 'level' in record else {}
-        job = {'gold': str(record['answer']), 'form': form}
-        problems.append(TextProblem(f'{split}/{number}', str(record['problem']), job, groups))
+        job = {'gold': _gold(record['answer'], where), 'form': form}
+        problems.append(TextProblem(f'{split}/{number}', text, job, groups))
     if not problems:
         raise UserError(f'{path} (config.task.{split}) holds no problem; write one JSON object a line into it.')
     return problems
+
+
+def _gold(answer, where: str) -> str:
+    """An answer as text; a number without an exponent."""
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and isfinite(answer):
+        return format(Decimal(repr(answer)), 'f')
+    if not isinstance(answer, str) or not answer.strip():
+        raise UserError(f'{where} has the answer {answer!r}; write it as text that is not empty, or as a number.')
+    return answer

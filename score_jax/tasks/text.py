@@ -19,11 +19,11 @@ import numpy as np
 from score_jax import progress
 from score_jax.errors import UserError
 from score_jax.rewards import Verdict
+from score_jax.rewards.maths import LIMITS
 from score_jax.rewards.pool import Limits, Pool
 from score_jax.tokenizers import Bytes, Tokenizer
 
-_FIELD = re.compile(r'\{[a-z_]*\}')
-_MEMORY_BYTES = 512 << 20  # of a grading process
+_FIELD = re.compile(r'(?<![\\\w])\{[a-z_]+\}')  # {verdict}, but not the braces of \boxed{answer}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class TextTask:
     @functools.cached_property
     def _pool(self) -> Pool:
         seconds = self._config.seconds
-        limits = Limits(wall_seconds=seconds, cpu_seconds=seconds, memory_bytes=_MEMORY_BYTES)
+        limits = Limits(wall_seconds=seconds, cpu_seconds=seconds, memory_bytes=LIMITS.memory_bytes)
         return Pool(self._grader, workers=self._config.workers, limits=limits)
 
     def _length(self, problem: TextProblem) -> int:

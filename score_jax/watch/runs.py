@@ -24,6 +24,8 @@ POLL_EVERY = 0.7  # seconds between two looks at all files when nothing is left 
 SLICE = 1 << 18  # bytes of samples that are read at once, a few milliseconds
 PATIENCE = 0.05  # seconds that reading waits for questions
 TURN = 0.3  # seconds that samples are read before the metrics are looked at again
+_LOGS = ('metrics.jsonl', 'samples.jsonl')  # of a stage
+_IN_A_RUN = ('evaluation', 'checkpoints', 'report')  # folders that are no stage and hold no run
 
 
 class Run:
@@ -161,20 +163,26 @@ class Watcher:
 
 
 def find_runs(top: Path) -> list[Path]:
-    """Workdirs in `top`, itself among them, no deeper than `DEPTH`; by name."""
+    """Workdirs in `top`, itself among them, no deeper than `DEPTH`; by name.
+
+    A workdir holds a stage that has logged something, or a results.json. What else lies in it is searched as well: a
+    model that was exported, or results that were written, into a folder of runs hide none of them.
+    """
     found, queue, seen = [], collections.deque([(top, 0)]), 0
     while queue and seen < FOLDERS_MAX:
         path, depth = queue.popleft()
         seen += 1
         try:
-            if (path / 'results.json').is_file() or report.find_stages(path):
+            with os.scandir(path) as entries:
+                below = {Path(entry.path) for entry in entries if not entry.name.startswith('.') and entry.is_dir()}
+            inside = {folder for folder in below if folder.name in _IN_A_RUN}
+            stages = {folder for folder in below - inside if any((folder / name).is_file() for name in _LOGS)}
+            if stages or (path / 'results.json').is_file():
                 found.append(path)
-            elif depth < DEPTH:
-                with os.scandir(path) as entries:
-                    queue.extend((Path(entry.path), depth + 1) for entry in entries
-                                 if not entry.name.startswith('.') and entry.is_dir())
         except OSError:
             continue
+        if depth < DEPTH:
+            queue.extend((folder, depth + 1) for folder in below - stages - inside)
     return sorted(found)
 
 
