@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import flax.struct
 import jax
@@ -18,7 +19,7 @@ from score_jax import objective as objectives
 from score_jax.errors import UserError
 from score_jax.rollout import token_law
 from score_jax.sharding import replicated
-from score_jax.trajectory import Trajectory
+from score_jax.trajectory import Trajectory, turn_ends
 
 SCHEDULES = {
     'constant': lambda peak, steps: optax.constant_schedule(peak),
@@ -122,13 +123,72 @@ def token_statistics(
 ) -> TokenStatistics:
     """Log-probability, entropy and KL at every token of `tokens [B, T]`.
 
-    The head is applied to `head_chunk` columns at a time and recomputed in the backward pass, so no array
-    of `[B, T, V]` exists. `temperature` is that of the sampler: learned is the law that was sampled from.
-    `reference` are the frozen parameters, in any float type; no gradient flows into them.
+    `temperature` is that of the sampler: learned is the law that was sampled from. `reference` are the frozen
+    parameters, in any float type; no gradient flows into them.
     """
+    models = _with_reference(params, reference)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    models = [params] if reference is None else [params, jax.lax.stop_gradient(reference)]
-    hidden = [lm.forward(p, config, tokens, positions)[0][:, :-1] for p in models]
+    hidden = [lm.forward(p, config, tokens, positions)[0] for p in models]
+    return _statistics(models, config, hidden, tokens, temperature, head_chunk)
+
+
+def tree_statistics(
+    params, config: lm.ModelConfig, trajectory: Trajectory, forks: tuple[int, ...], widths: tuple[int, ...], *,
+    temperature: float, head_chunk: int, reference=None,
+) -> TokenStatistics:
+    """`token_statistics` of a trajectory in which rows share turns: each turn is read once for all rows that share it.
+
+    As in the rollout, a turn's rows are forked with their cache, and what comes next is read on top of it:
+
+        turn 1    P P P a b E                       [P * K1] rows
+        turn 2                i i c d E             [P * K1 * K2] rows
+
+    The first token of an instruction, which nobody sampled, has no statistics: they are 0.
+
+    Args:
+      forks: `(K1, K2, ...)`, as in `rollout.sample`.
+      widths: `shared_widths` of the trajectory.
+    """
+    models, (batch, length) = _with_reference(params, reference), trajectory.tokens.shape
+    columns, ends = jnp.arange(length), jnp.stack([jnp.zeros_like(trajectory.length), *turn_ends(trajectory)])
+    caches = [lm.new_cache(config, batch // math.prod(forks), 0) for _ in models]
+    parts = []
+    for turn, (width, fork) in enumerate(zip(widths, forks)):
+        sharing = math.prod(forks[turn + 1:])  # rows of the trajectory that a row of this turn stands for
+        start = ends[turn][:, None]
+        positions = start[::sharing] + jnp.arange(width)
+        block = jnp.take_along_axis(trajectory.tokens[::sharing], positions, axis=1, mode='clip')
+        slots = min(length, caches[0].slots + width)
+        caches = [_fork(lm.grow(cache, slots), fork) for cache in caches]
+        hidden, caches = zip(*(lm.forward(p, config, block, positions, cache) for p, cache in zip(models, caches)))
+        stats = _statistics(models, config, hidden, block, temperature, head_chunk)
+        inside = (columns >= start) & (columns < ends[turn + 1][:, None])
+        parts.append(_placed(stats, sharing, jnp.clip(columns - start, 0, width - 1), inside))
+    return jax.tree.map(lambda *values: sum(values), *parts)
+
+
+def _with_reference(params, reference) -> list:
+    return [params] if reference is None else [params, jax.lax.stop_gradient(reference)]
+
+
+def _fork(cache: lm.Cache, forks: int) -> lm.Cache:
+    return jax.tree.map(lambda x: jnp.repeat(x, forks, axis=1), cache)
+
+
+def _placed(stats: TokenStatistics, sharing: int, place, inside) -> TokenStatistics:
+    """Statistics of a turn in the columns where its rows have it; `place`, `inside` `[B, T]`."""
+    def of(x):
+        return jnp.where(inside, jnp.take_along_axis(jnp.repeat(x, sharing, axis=0), place, axis=1), 0.0)
+    return jax.tree.map(of, stats)
+
+
+def _statistics(models, config: lm.ModelConfig, hidden, tokens, temperature: float, head_chunk: int) -> TokenStatistics:
+    """`TokenStatistics` of `tokens [B, T]` from the hidden states `[B, T, D]` of each of `models`.
+
+    The head is applied to `head_chunk` columns at a time and recomputed in the backward pass, so no array of
+    `[B, T, V]` exists.
+    """
+    hidden = [h[:, :-1] for h in hidden]
     columns = tokens.shape[1] - 1
     chunk = min(head_chunk, columns)
     chunks = -(-columns // chunk)
@@ -258,24 +318,28 @@ class Learner:
     head_chunk: int
 
     @functools.partial(
-        jax.jit, static_argnames=('self', 'objective', 'forks', 'temperature'), donate_argnames=('state',))
+        jax.jit, static_argnames=('self', 'objective', 'forks', 'widths', 'temperature'), donate_argnames=('state',))
     def reinforce(
         self, state: TrainState, reference, trajectory: Trajectory, correct, *,
-        objective: objectives.Objective, forks: tuple[int, ...], temperature: float):
+        objective: objectives.Objective, forks: tuple[int, ...], temperature: float,
+        widths: tuple[int, ...] | None = None):
         """One policy-gradient step on a fresh trajectory.
 
         Args:
           reference: frozen parameters of the KL's other side.
           correct: `[B, N]`, as in `policy_loss`.
           temperature: that of the sampler.
+          widths: `shared_widths` of the trajectory: turns that rows share are read once. None: once a row.
 
         Returns:
           the next state, and metrics as scalars on the device.
         """
         def loss(params):
-            stats = token_statistics(
-                params, self.model, trajectory.tokens, temperature=temperature, head_chunk=self.head_chunk,
-                reference=reference)
+            how = {'temperature': temperature, 'head_chunk': self.head_chunk, 'reference': reference}
+            if widths is None:
+                stats = token_statistics(params, self.model, trajectory.tokens, **how)
+            else:
+                stats = tree_statistics(params, self.model, trajectory, forks, widths, **how)
             return policy_loss(stats, trajectory, correct, objective, forks, state.beta2_scale)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)

@@ -19,6 +19,7 @@ from score_jax.errors import UserError
 from score_jax.jsonl import read_jsonl
 from score_jax.offline import OfflineConfig
 from score_jax.train import Stage, TrainConfig, stage_seed
+from score_jax.trajectory import shared_widths
 from score_jax.workdir import StageDirectory
 
 RANDOM = 'random'  # in place of a stage's name: freshly initialised parameters
@@ -207,7 +208,8 @@ class Reinforce(Stage):
         graded = time.monotonic()
         state, figures = self.learner.reinforce(
             state, self.reference(), trajectory, sharding.put_batch(self.mesh, correct),
-            objective=self.objective, forks=self.forks, temperature=config.temperature)
+            objective=self.objective, forks=self.forks, temperature=config.temperature,
+            widths=shared_widths(trajectory, self.forks, max(config.rollout.chunk // 4, 1)))
         figures = jax.tree.map(float, figures) | grading.summary(attempts)
         figures |= self._transitions(correct, grading.changed(attempts))
         if 't1' not in figures:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -41,3 +42,22 @@ class Trajectory:
     def mask(self, turn: int):
         """`[B, T]` float32: 1 on the tokens of that turn (1..N)."""
         return (self.turn == turn).astype(jnp.float32)
+
+
+def turn_ends(trajectory: Trajectory) -> list:
+    """By turn, the column behind each row's response, `[B]`: where the next instruction starts."""
+    columns = jnp.arange(1, trajectory.tokens.shape[1] + 1)
+    own = jnp.abs(trajectory.turn)
+    return [jnp.max(jnp.where(own == t + 1, columns, 0), axis=1) for t in range(trajectory.turns)]
+
+
+def shared_widths(trajectory: Trajectory, forks: tuple[int, ...], multiple: int) -> tuple[int, ...] | None:
+    """By turn, the most tokens that a row adds (the prompt or instruction included), rounded up to a `multiple`.
+
+    What `learner.tree_statistics` needs to know before it is compiled. None where no two rows share a turn.
+    """
+    if all(fork == 1 for fork in forks[1:]):
+        return None
+    ends = np.stack([np.zeros(len(trajectory.tokens), np.int32), *map(np.asarray, turn_ends(trajectory))])
+    longest = np.diff(ends, axis=0).max(axis=1)
+    return tuple(int(min(-(-n // multiple) * multiple, trajectory.tokens.shape[1])) for n in longest)

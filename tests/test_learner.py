@@ -17,8 +17,9 @@ from score_jax import learner, rollout
 from score_jax import model as lm
 from score_jax import objective as objectives
 from score_jax.errors import UserError
-from score_jax.learner import Learner, OptimizerConfig, TokenStatistics, policy_loss, token_statistics
-from score_jax.trajectory import Trajectory
+from score_jax.learner import (
+    Learner, OptimizerConfig, TokenStatistics, policy_loss, token_statistics, tree_statistics)
+from score_jax.trajectory import Trajectory, shared_widths, turn_ends
 
 ALPHA, BETA1, BETA2 = 3.0, 0.3, 0.7
 SYMBOLS = {
@@ -318,6 +319,70 @@ def test_statistics_are_those_of_the_full_softmax(head_chunk, temperature):
         for got, value in zip(jax.tree.leaves(stats), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got[row, 1:], value, atol=1e-4)
             assert got[row, 0] == 0
+
+
+def random_tree(forks, instruction=2, longest=4, given=False):
+    """A trajectory of two problems whose rows share turns; every response has a length of its own."""
+    rng, rows = np.random.default_rng(6), []
+
+    def grow(tokens, turn, depth):
+        if depth > len(forks):
+            rows.append((tokens, turn))
+            return
+        between = rng.integers(0, 8, instruction).tolist() if depth > 1 else []
+        for _ in range(forks[depth - 1]):
+            own = rng.integers(0, 8, rng.integers(1, longest + 1)).tolist()
+            mark = -1 if given and depth == 1 and rng.integers(2) else depth
+            grow(tokens + between + own, turn + [0] * len(between) + [mark] * len(own), depth + 1)
+
+    for prompt in (3, 5):
+        grow(rng.integers(0, 8, prompt).tolist(), [0] * prompt, 1)
+    width = 1 + max(len(tokens) for tokens, _ in rows)
+    pad = [(tokens + [7] * (width - len(tokens)), turn + [0] * (width - len(turn))) for tokens, turn in rows]
+    tokens, turn = (np.array(part, np.int32) for part in zip(*pad))
+    return Trajectory(
+        tokens=tokens, turn=turn, log_probs=np.zeros(tokens.shape, np.float32),
+        length=np.array([len(tokens) for tokens, _ in rows], np.int32),
+        truncated=np.zeros((len(rows), len(forks)), bool))
+
+
+LOCAL = tiny(tied=False, layers=2, window=3, global_every=2)
+
+
+@pytest.mark.parametrize('forks, given, config, multiple', [
+    ((3, 4), False, CONFIG, 1), ((2, 2), True, CONFIG, 3), ((2, 1, 2), False, LOCAL, 1), ((1, 3), False, LOCAL, 64)])
+def test_turns_that_rows_share_are_read_once_and_say_the_same(forks, given, config, multiple):
+    trajectory = random_tree(forks, given=given)
+    params, reference = random_params(config, 0), random_params(config, 1)
+    widths = shared_widths(trajectory, forks, multiple)
+    how = dict(temperature=0.8, head_chunk=3, reference=reference)
+    weights = np.random.default_rng(7).normal(size=trajectory.tokens.shape) * (trajectory.turn > 0)
+
+    def weighed(statistics):
+        def loss(params):
+            stats = statistics(params)
+            return jnp.sum(weights * (stats.log_probs + stats.kl)), stats
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    gradient, stats = weighed(lambda p: token_statistics(p, config, trajectory.tokens, **how))
+    shared_gradient, shared = weighed(lambda p: tree_statistics(p, config, trajectory, forks, widths, **how))
+    for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(shared), strict=True):
+        np.testing.assert_allclose(*(np.asarray(x)[trajectory.turn > 0] for x in (a, b)), atol=2e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(shared_gradient), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(a).max()))
+    first = np.stack([np.asarray(end) for end in turn_ends(trajectory)[:-1]])  # of each instruction
+    assert (np.asarray(shared.log_probs)[np.arange(len(weights)), first] == 0).all()
+
+
+def test_widths_are_the_longest_turns_and_there_are_none_where_no_row_shares_one():
+    trajectory = random_tree((2, 3))
+    turns = abs(trajectory.turn)
+    first = max(np.flatnonzero(row == 1)[-1] + 1 for row in turns)
+    second = max(np.flatnonzero(row == 2)[-1] - np.flatnonzero(row == 1)[-1] for row in turns)
+    assert shared_widths(trajectory, (2, 3), 1) == (first, second)
+    assert shared_widths(trajectory, (2, 3), 4) == tuple(
+        min(4 * -(-n // 4), trajectory.tokens.shape[1]) for n in (first, second))
+    assert shared_widths(random_tree((4, 1)), (4, 1), 1) is None
 
 
 def test_the_reference_gets_no_gradient_and_the_policy_does():
