@@ -21,6 +21,7 @@ RULES = {
     'kv_heads': 'model',
     'head_dim': None,
     'mlp': 'model',
+    'rank': None,
     'slot': None,
 }
 

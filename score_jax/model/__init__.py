@@ -1,10 +1,10 @@
 """The decoder as pure functions over a parameter pytree."""
 
 from score_jax.model.config import ModelConfig
-from score_jax.model.params import abstract, declare, initialise, shardings
-from score_jax.model.transformer import Cache, forward, grow, head_weights, logits, new_cache
+from score_jax.model.params import Param, abstract, declare, draw, initialise, place, shardings
+from score_jax.model.transformer import Adapted, Cache, forward, grow, head_weights, logits, new_cache
 
 __all__ = [
-    'Cache', 'ModelConfig', 'abstract', 'declare', 'forward', 'grow', 'head_weights', 'initialise',
-    'logits', 'new_cache', 'shardings',
+    'Adapted', 'Cache', 'ModelConfig', 'Param', 'abstract', 'declare', 'draw', 'forward', 'grow', 'head_weights',
+    'initialise', 'logits', 'new_cache', 'place', 'shardings',
 ]

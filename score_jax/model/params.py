@@ -25,6 +25,13 @@ class Param:
     stddev: float
     constant: float
 
+    @property
+    def contracted(self) -> int:
+        """Of a stacked product with activations, the dimensions after `layers` that it sums over; 0 of what is none."""
+        if self.axes[0] != 'layers' or len(self.axes) < 3 or 'embed' not in self.axes:
+            return 0
+        return 1 if self.axes[1] == 'embed' else len(self.axes) - 2
+
 
 def declare(config: ModelConfig) -> dict:
     """The pytree of `Param`s of a decoder."""
@@ -74,15 +81,26 @@ def declare(config: ModelConfig) -> dict:
     return params
 
 
-def _is_param(x) -> bool:
-    return isinstance(x, Param)
-
-
 def initialise(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
     """Random parameters; each array draws from a key of its own."""
-    declared, treedef = jax.tree.flatten_with_path(declare(config), is_leaf=_is_param)
+    return draw(declare(config), key, dtype)
+
+
+def shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """The `NamedSharding` of every parameter under the rules in `score_jax/sharding.py`."""
+    return jax.tree.map(lambda x: x.sharding, abstract(config, mesh))
+
+
+def abstract(config: ModelConfig, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:
+    """`jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored onto."""
+    return place(declare(config), mesh, dtype)
+
+
+def draw(declared: dict, key: jax.Array, dtype=jnp.float32) -> dict:
+    """Initial values of a pytree of `Param`s; each array draws from a key of its own."""
+    params, treedef = jax.tree.flatten(declared, is_leaf=_is_param)
     arrays = []
-    for index, (_, param) in enumerate(declared):
+    for index, param in enumerate(params):
         if param.stddev:
             noise = jax.random.normal(jax.random.fold_in(key, index), param.shape, jnp.float32)
             arrays.append((param.stddev * noise).astype(dtype))
@@ -91,14 +109,12 @@ def initialise(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
     return jax.tree.unflatten(treedef, arrays)
 
 
-def shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
-    """The `NamedSharding` of every parameter under the rules in `score_jax/sharding.py`."""
-    return jax.tree.map(
-        lambda p: named_sharding(mesh, p.axes, p.shape), declare(config), is_leaf=_is_param)
-
-
-def abstract(config: ModelConfig, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:
-    """`jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored onto."""
+def place(declared: dict, mesh: jax.sharding.Mesh, dtype=jnp.float32) -> dict:
+    """The `jax.ShapeDtypeStruct`s of a pytree of `Param`s, with shardings."""
     return jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(p.shape, dtype, sharding=named_sharding(mesh, p.axes, p.shape)),
-        declare(config), is_leaf=_is_param)
+        declared, is_leaf=_is_param)
+
+
+def _is_param(x) -> bool:
+    return isinstance(x, Param)
