@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from score_jax import chat as chats
 from score_jax import settings, tokenizers
 from score_jax.errors import UserError
 from score_jax.rewards import Verdict
@@ -48,16 +50,38 @@ TASKS = {
 }
 
 
-def make(section: Mapping, tokenizer: str = '') -> Task:
-    """The task that `config.task` names, with the tokenizer in a file, or with '' the task's own."""
+def make(section: Mapping, tokenizer: str = '', chat: str = '') -> Task:
+    """The task that `config.task` names.
+
+    Args:
+      section: `config.task`.
+      tokenizer: a file, or the directory of a Hugging Face model; '' is the task's own.
+      chat: the format of prompts and instructions, a row of `score_jax.chat.FORMATS`; '' is plain text.
+
+    Raises:
+      UserError: no such task, key, file or format; or a chat template beside the tokenizer that the format does not follow.
+    """
     values = dict(section)
     name = values.pop('name', None)
     if name not in TASKS:
         raise UserError(f'config.task.name is {name!r}; it must be one of {", ".join(TASKS)}.')
     task, config = TASKS[name]
-    return task(settings.read(config, values, 'config.task'), tokenizers.load(tokenizer) if tokenizer else None)
+    made = tokenizers.load(tokenizer) if tokenizer else None
+    if chat:
+        if made is None:
+            raise UserError(
+                f'config.chat is {chat!r}, but the tokenizer is the task\'s own, which knows no chat; name that of the '
+                'model in config.tokenizer.')
+        place = Path(tokenizer).expanduser()
+        made = chats.chat(made, chat, place if place.is_dir() else place.parent)
+    return task(settings.read(config, values, 'config.task'), made)
 
 
 def prompt_tokens(task: Task, problem) -> list[int]:
     """What turn 1 is sampled from."""
-    return [*task.tokenizer.begin_tokens, *task.tokenizer.encode(task.prompt(problem))]
+    return task.tokenizer.prompt(task.prompt(problem))
+
+
+def instruction_tokens(task: Task) -> list[int]:
+    """What stands between a response and the next attempt."""
+    return task.tokenizer.instruction(task.instruction)

@@ -109,7 +109,7 @@ class Countdown:
     def longest_prompt(self, split: str) -> int:
         """Tokens of a prompt; a tokenizer that splits numbers needs most for the largest."""
         largest = Problem((self._largest,) * self._numbers, self._limit)
-        return len(self.tokenizer.begin_tokens) + len(self.tokenizer.encode(self.prompt(largest)))
+        return len(self.tokenizer.prompt(self.prompt(largest)))
 
     def groups(self, problem: Problem) -> dict[str, str]:
         """All problems are of one kind."""

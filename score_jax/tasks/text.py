@@ -119,7 +119,7 @@ class TextTask:
         return Pool(self._grader, workers=self._config.workers, limits=limits)
 
     def _length(self, problem: TextProblem) -> int:
-        return len(self.tokenizer.begin_tokens) + len(self.tokenizer.encode(self.prompt(problem)))
+        return len(self.tokenizer.prompt(self.prompt(problem)))
 
     def _problems(self, split: str) -> list[TextProblem]:
         """The problems of a split whose prompt is not too long; says how many are."""
