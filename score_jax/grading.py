@@ -39,11 +39,13 @@ class Attempt:
             'truncated': self.verdict.outcome is Outcome.TRUNCATED}
 
 
-def _grade(task: Task, problems: Sequence, turn: int, trajectory: Trajectory) -> list[Attempt]:
+def _grade(task: Task, problems: Sequence, turn: int, trajectory: Trajectory, grade: bool) -> list[Attempt]:
     """Attempts of one turn, one for each row; rows of the same problem stand side by side."""
     rows_each = len(trajectory.tokens) // len(problems)
     responses = [tokens[abs(turns) == turn].tolist() for tokens, turns in zip(trajectory.tokens, trajectory.turn)]
     texts = [task.tokenizer.decode(response) for response in responses]
+    if not grade:
+        return [Attempt(text, len(response), Verdict(Outcome.NO_ANSWER)) for text, response in zip(texts, responses)]
     whole = np.flatnonzero(~trajectory.truncated[:, turn - 1])
     verdicts = [Verdict(Outcome.TRUNCATED)] * len(texts)
     graded = task.verify([problems[row // rows_each] for row in whole], [texts[row] for row in whole])
@@ -55,18 +57,20 @@ def _grade(task: Task, problems: Sequence, turn: int, trajectory: Trajectory) ->
 class Grader:
     """Grades the turns of one rollout on a thread while the next turn is sampled.
 
-    Pass `grader.on_turn` to `rollout.sample`, then read `grader.attempts()`.
+    Pass `grader.on_turn` to `rollout.sample`, then read `grader.attempts()`. Responses of the turns in `ungraded` are no
+    answers, and the verdict on them is that there is none.
     """
 
     _executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix='grading')
 
-    def __init__(self, task: Task, problems: Sequence):
-        self._task, self._problems = task, problems
+    def __init__(self, task: Task, problems: Sequence, ungraded: Sequence[int] = ()):
+        self._task, self._problems, self._ungraded = task, problems, ungraded
         self._turns: list[Future] = []
 
     def on_turn(self, turn: int, trajectory: Trajectory) -> None:
         """Takes a turn that is done, as arrays on the host."""
-        self._turns.append(self._executor.submit(_grade, self._task, self._problems, turn, trajectory))
+        grade = turn not in self._ungraded
+        self._turns.append(self._executor.submit(_grade, self._task, self._problems, turn, trajectory, grade))
 
     def attempts(self) -> list[list[Attempt]]:
         """By turn, for every row of the finished trajectory; forked rows share their earlier attempts."""

@@ -235,13 +235,24 @@ def pad_rows(rows: list[list[int]], multiple: int, pad_token: int) -> tuple[np.n
     return block, lengths
 
 
+def _by_gap(instruction: list[int] | list[list[int]], turns: int) -> list[list[int]]:
+    """What stands between turn 1 and 2, 2 and 3, and so on."""
+    if not instruction or not isinstance(instruction[0], list):
+        return [instruction] * (turns - 1)
+    if len(instruction) != turns - 1:
+        raise UserError(
+            f'{len(instruction)} instructions are given, but config.rollout.turns is {turns}; give {turns - 1}, one for '
+            'each gap between two turns.')
+    return instruction
+
+
 def sample(
     params,
     model: lm.ModelConfig,
     rollout: RolloutConfig,
     mesh: jax.sharding.Mesh,
     prompts: list[list[int]],
-    instruction: list[int],
+    instruction: list[int] | list[list[int]],
     *,
     forks: tuple[int, ...],
     seed: int,
@@ -255,7 +266,8 @@ def sample(
     Args:
       params: parameters of the policy.
       prompts: P token lists, what turn 1 is sampled from.
-      instruction: tokens between a response and the next attempt, the same for every row.
+      instruction: tokens between a response and the next attempt, the same for every row; one list for all turns, or
+        one for each gap between two.
       forks: for each turn, how many responses are sampled from each row of the turn before:
         `(K1, K2)` for K2 second attempts on each of K1 first ones.
       seed, step: what the noise is drawn from, with turn and row.
@@ -270,18 +282,19 @@ def sample(
       row's length, rounded up to a multiple of `rollout.chunk`.
 
     Raises:
-      UserError: P does not divide over the mesh, or `forks` does not name every turn.
+      UserError: P does not divide over the mesh, `forks` does not name every turn, or `instruction` not every gap.
     """
-    if not all(prompts) or (rollout.turns > 1 and not instruction):
+    gaps = _by_gap(instruction, rollout.turns)
+    if not all(prompts) or not all(gaps):
         raise UserError('a prompt or the instruction between two turns is empty; each needs at least one token.')
     if len(forks) != rollout.turns:
         raise UserError(f'forks is {forks}, but config.rollout.turns is {rollout.turns}; give one number a turn.')
     check_divisible('the number of prompts', len(prompts), mesh)
-    rollout.check_length(max(map(len, prompts)), len(instruction))
+    rollout.check_length(max(map(len, prompts)), max(map(len, gaps), default=0))
     static = _Static(model, rollout, mesh)
     block, block_length = pad_rows(prompts, rollout.chunk, rollout.pad_token)
     longest = 0
-    width = block.shape[1] + rollout.turns * rollout.max_tokens + (rollout.turns - 1) * len(instruction)
+    width = block.shape[1] + rollout.turns * rollout.max_tokens + sum(map(len, gaps))
     state = _empty(static, len(prompts), _round_up(width, rollout.chunk))
     for turn in range(1, rollout.turns + 1):
         slots = max(_round_up(longest + block.shape[1], rollout.chunk), state.cache.slots)
@@ -310,8 +323,9 @@ def sample(
         longest = int(state.length.max())
         if on_turn:
             on_turn(turn, jax.tree.map(np.array, _trajectory(state, width=state.tokens.shape[1])))
-        block = np.tile(np.asarray(instruction, np.int32), (rows, 1))
-        block_length = np.full((rows,), len(instruction), np.int32)
+        if turn < rollout.turns:
+            block = np.tile(np.asarray(gaps[turn - 1], np.int32), (rows, 1))
+            block_length = np.full((rows,), len(gaps[turn - 1]), np.int32)
     return _trajectory(state, width=_round_up(longest, rollout.chunk))
 
 
