@@ -19,8 +19,13 @@ def shared() -> ConfigDict:
         test_share=0.35,  # share of all problems that training never sees
         instruction='check :',  # what stands between two attempts; it must not reveal the verdict
     ))
-    config.tokenizer = ''  # file of a SentencePiece model; '' is the task's own: words of Countdown, else bytes
-    config.model = ConfigDict(dict(
+    # Directory of a Hugging Face model that the stage 'base' is then, with its shape and its tokenizer; '' is none.
+    config.pretrained = ''
+    # File of a SentencePiece model, a tokenizer.json, or a directory with one of them; '' is that of `pretrained`, and
+    # without it the task's own: words of Countdown, else bytes.
+    config.tokenizer = ''
+    config.chat = ''  # format of prompts and instructions: 'gemma', 'qwen', 'llama3', or '' for plain text
+    config.model = ConfigDict(dict(  # with `pretrained`, its dtype alone is read
         width=64,  # of the residual stream
         layers=3,  # blocks of attention and MLP
         heads=4,  # query heads
@@ -59,7 +64,7 @@ def shared() -> ConfigDict:
 
 def refer(config: ConfigDict, source: ConfigDict) -> ConfigDict:
     """Lets the shared keys of `config` follow those of `source`, also when they are overridden."""
-    for key in ('seed', 'task', 'tokenizer', 'model', 'mesh'):
+    for key in ('seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh'):
         if isinstance(source[key], ConfigDict):
             for name in source[key]:
                 config[key][name] = source[key].get_ref(name)
@@ -91,7 +96,7 @@ def reinforce(stage: str) -> ConfigDict:
     """The keys of every stage of reinforcement learning."""
     config = training(stage)
     config.kind = 'reinforce'  # what runs it, see score_jax/run.py
-    config.reference = 'base'  # the stage whose last parameters are the other side of the KL, or 'random'
+    config.reference = 'base'  # the other side of the KL; may be what start_from may be
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
     config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second
     config.turns = 2  # attempts at each problem; the objective trains the last, or every one of them

@@ -9,7 +9,7 @@ PRESETS = common.REINFORCE_PRESETS
 
 def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage1')
-    config.start_from = 'base'  # a stage; 'random' starts from random parameters, which know nothing
+    config.start_from = 'base'  # a stage, the path of a Hugging Face model, or 'random': parameters that know nothing
     if preset in tasks.REINFORCE_PRESETS:
         config.start_from = 'random'
     else:

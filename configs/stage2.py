@@ -11,7 +11,7 @@ PRESETS = common.REINFORCE_PRESETS | {
 
 def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage2')
-    config.start_from = 'stage1'  # a stage; 'random' starts from random parameters, which know nothing
+    config.start_from = 'stage1'  # a stage, the path of a Hugging Face model, or 'random': parameters that know nothing
     config.steps = 400  # updates in all
     config.learning_rate = 4e-4  # at its highest
     config.objective = common.objective('stage2', alpha=10.0, beta1=0.1)

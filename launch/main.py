@@ -22,7 +22,7 @@ flags.mark_flag_as_required('config')
 
 # What to run behind a config of configs/, and the keys that both must have alike.
 _NEXT = {'base': 'stage1', 'stage1': 'stage2', 'stage1b': 'stage2', 'stage2': 'evaluate', 'ablation': 'evaluate'}
-_SHARED = ('seed', 'task', 'tokenizer', 'model', 'mesh')
+_SHARED = ('seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh')
 
 
 def parse(argv):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax import checkpoint, grading, metrics, model, progress, report, rollout, settings, sharding, tasks
+from score_jax import checkpoint, grading, hf, metrics, model, progress, report, rollout, settings, sharding, tasks
 from score_jax.errors import UserError
-from score_jax.reinforce import SamplingConfig, sampler, stage_checkpoints
+from score_jax.reinforce import SamplingConfig, sampler, stage_checkpoints, weights
 from score_jax.sharding import MeshConfig
-from score_jax.train import model_config, stage_seed
+from score_jax.train import stage_seed, task_and_model
 from score_jax.workdir import StageDirectory, write_json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class EvaluateConfig:
     samples: int
     rollout: SamplingConfig
     task: dict
+    pretrained: str
     tokenizer: str
+    chat: str
     model: dict
     mesh: MeshConfig
 
@@ -44,8 +46,7 @@ class Evaluation:
         self.config = settings.read(EvaluateConfig, section)
         self.workdir = workdir
         self.directory = StageDirectory(workdir, self.config.stage, section)
-        self.task = tasks.make(self.config.task, self.config.tokenizer)
-        self.model = model_config(self.config.model, self.task)
+        self.task, self.model = task_and_model(self.config)
         self.mesh = sharding.make_mesh(self.config.mesh)
         for key, least in (('problems', 1), ('batch', 1), ('samples_per_problem', 1), ('turns', 2)):
             if getattr(self.config, key) < least:
@@ -60,7 +61,7 @@ class Evaluation:
             raise UserError(f'config.temperatures is {self.config.temperatures}; each must be 0 (greedy) or positive.')
         self.problems = self.task.distinct_problems(self.config.split, self.config.problems, seed=self.config.seed)
         self._sampler(1.0).check_length(
-            self.task.longest_prompt(self.config.split), len(self.task.tokenizer.encode(self.task.instruction)))
+            self.task.longest_prompt(self.config.split), len(tasks.instruction_tokens(self.task)))
         self.directory.check()
 
     def _sampler(self, temperature: float) -> rollout.RolloutConfig:
@@ -71,7 +72,8 @@ class Evaluation:
         config = self.config
         missing = [
             method for method in config.methods
-            if not checkpoint.exists(StageDirectory(self.workdir, method, {}).checkpoints)]
+            if not weights(method, config.pretrained)
+            and not checkpoint.exists(StageDirectory(self.workdir, method, {}).checkpoints)]
         if len(missing) == len(config.methods):
             stage_checkpoints(self.workdir, config.methods[0])
         if missing:
@@ -91,15 +93,21 @@ class Evaluation:
 
     def _row(self, method: str, temperature: float) -> tuple[dict, list[dict]]:
         """The row of results and the sample lines, from the cache where the checkpoint is the same."""
-        checkpoints = stage_checkpoints(self.workdir, method)
-        source = {'step': checkpoints.latest(), 'checksum': checkpoints.checksum()}
+        if directory := weights(method, self.config.pretrained):
+            source = {'files': hf.identity(directory)}
+        else:
+            checkpoints = stage_checkpoints(self.workdir, method)
+            source = {'step': checkpoints.latest(), 'checksum': checkpoints.checksum()}
         cache = self.directory.path / f'{method}-{temperature:g}.json'
         if cache.exists():
             saved = json.loads(cache.read_text())
             if saved['source'] == source:
                 progress.say(f'{self.config.stage}: {method} at temperature {temperature:g} is measured already')
                 return saved['row'], saved['samples']
-        params = checkpoints.restore_params(model.abstract(self.model, self.mesh))
+        if directory:
+            params = hf.load(directory, self.mesh, 'float32')[1]
+        else:
+            params = checkpoints.restore_params(model.abstract(self.model, self.mesh))
         each = self.config.samples_per_problem if temperature else 1  # greedy samples are all the same
         attempts = measure(
             params, self.model, self._sampler(temperature), self.mesh, self.task, self.problems, batch=self.config.batch,
@@ -152,7 +160,7 @@ def measure(
 ) -> list[list[grading.Attempt]]:
     """Attempts by turn, `each` rollouts for each problem side by side, `batch` problems at a time."""
     turns: list[list[grading.Attempt]] = [[] for _ in range(sampling.turns)]
-    instruction = task.tokenizer.encode(task.instruction)
+    instruction = tasks.instruction_tokens(task)
     for step, start in enumerate(range(0, len(problems), batch)):
         part = problems[start:start + batch]
         padded = part + part[:1] * (batch - len(part))

@@ -82,15 +82,12 @@ def tensors(config: lm.ModelConfig) -> dict[tuple[str, ...], list[Tensor]]:
     return found
 
 
-def read_config(directory: Path, dtype: str | None = None) -> lm.ModelConfig:
-    """The model that `directory/config.json` describes.
-
-    `dtype` is that of the activations; None: what the file says, and bfloat16 where that is float16.
-    """
+def read_config(directory: Path) -> lm.ModelConfig:
+    """The model that `directory/config.json` describes; activations are bfloat16 where the file says float16."""
     values = read_json(directory / 'config.json')
     said = values.get('torch_dtype') or values.get('dtype') or 'float32'
     try:
-        return families.from_json(values, dtype or ('float32' if said == 'float32' else 'bfloat16'))
+        return families.from_json(values, 'float32' if said == 'float32' else 'bfloat16')
     except UserError as error:
         raise UserError(f'{directory / "config.json"}: {error}') from None
 
@@ -117,14 +114,29 @@ def load(directory: Path, mesh: jax.sharding.Mesh, dtype: str | None = None) -> 
       UserError: a file that is missing or damaged, a family or a value that is not known here, and the list of the
         tensors that are missing, left over, or of another shape or type. Nothing has been loaded then.
     """
-    directory = Path(directory)
-    config = read_config(directory)
-    files = _Files(directory)
-    wanted = tensors(config)
-    files.check([tensor for group in wanted.values() for tensor in group], config.tied)
+    config, files, wanted = _open(directory)
     params = lm.abstract(config, mesh)
     return config, jax.tree.map_with_path(
         lambda keys, like: _load(files, wanted[tuple(key.key for key in keys)], like, mesh, dtype), params)
+
+
+def check(directory: Path) -> lm.ModelConfig:
+    """The model in `directory`, of which headers alone are read; raises as `load` does."""
+    return _open(directory)[0]
+
+
+def identity(directory: Path) -> dict:
+    """What differs as soon as a file of weights does: plain JSON, without reading them."""
+    stats = {path.name: path.stat() for path in sorted(directory.glob('*.safetensors'))}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _open(directory: Path) -> tuple[lm.ModelConfig, _Files, dict[tuple[str, ...], list[Tensor]]]:
+    """The model, its files, which have all that it needs, and the tensors of each of our parameters."""
+    config, files = read_config(directory), _Files(directory)
+    wanted = tensors(config)
+    files.check([tensor for group in wanted.values() for tensor in group], config.tied)
+    return config, files, wanted
 
 
 def _load(files: _Files, group: list[Tensor], like: jax.ShapeDtypeStruct, mesh, dtype: str | None) -> jax.Array:

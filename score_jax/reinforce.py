@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    checkpoint, grading, metrics, model, monitor, objective, offline, progress, rollout, settings, sharding, tasks)
+    checkpoint, grading, hf, metrics, model, monitor, objective, offline, progress, rollout, settings, sharding, tasks)
 from score_jax.errors import UserError
 from score_jax.jsonl import read_jsonl
 from score_jax.offline import OfflineConfig
@@ -23,6 +23,7 @@ from score_jax.trajectory import shared_widths
 from score_jax.workdir import StageDirectory
 
 RANDOM = 'random'  # in place of a stage's name: freshly initialised parameters
+_BASE = 'base'  # the stage that `config.pretrained` stands for
 
 # How far the sampler's log-probabilities may lie from the learner's on the first step of a run.
 _LOG_PROB_TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.25}
@@ -71,7 +72,21 @@ def sampler(config: SamplingConfig, task: tasks.Task, turns: int, temperature: f
     """`config.rollout` for a task's tokenizer."""
     return rollout.RolloutConfig(
         turns=turns, temperature=temperature, **dataclasses.asdict(config), end_tokens=task.tokenizer.end_tokens,
-        pad_token=task.tokenizer.pad_token)
+        pad_token=task.tokenizer.pad_token, close_token=task.tokenizer.close_token)
+
+
+def pretrained(config) -> str:
+    """The directory that says a stage's model: what it starts from or is held to, if that is one, else `pretrained`."""
+    return next((name for name in (config.start_from, config.reference) if '/' in name), config.pretrained)
+
+
+def weights(stage: str, directory: str) -> Path | None:
+    """The directory of a Hugging Face model that `stage` means: a path, or the base where `directory` stands for it.
+
+    None: a stage of the workdir, or random parameters.
+    """
+    found = stage if '/' in stage else directory if stage == _BASE else ''
+    return Path(found).expanduser() if found else None
 
 
 def stage_checkpoints(workdir: Path, stage: str) -> checkpoint.Checkpoints:
@@ -102,7 +117,8 @@ class Reinforce(Stage):
 
     def __init__(self, section, workdir: Path):
         config = settings.read(ReinforceConfig, section)
-        super().__init__(config, section, workdir)
+        config = dataclasses.replace(config, pretrained=pretrained(config))
+        super().__init__(config, settings.plain(section) | {'pretrained': config.pretrained}, workdir)
         self.objective = objective.read(config.objective, config.turns)
         self.forks = config.group.forks(config.turns)
         for key, least in (('sample_every', 1), ('samples', 0)):
@@ -118,7 +134,7 @@ class Reinforce(Stage):
         self.sampler = sampler(config.rollout, self.task, self.objective.turns, config.temperature)
         if config.temperature == 0:
             raise UserError('config.temperature is 0; training samples, so it must be positive.')
-        self._instruction = self.task.tokenizer.encode(self.task.instruction)
+        self._instruction = tasks.instruction_tokens(self.task)
         self.sampler.check_length(self.task.longest_prompt('train'), len(self._instruction))
         self._reference = None
         self._first_attempts: offline.FirstAttempts | None = None
@@ -131,7 +147,9 @@ class Reinforce(Stage):
         self._parameters_of(config.reference)
         if self._offline:
             self._parameters_of(config.offline.source)
-        if config.start_from == RANDOM:
+        if directory := weights(config.start_from, config.pretrained):
+            progress.say(f'{config.stage}: starts from the model in {directory}')
+        elif config.start_from == RANDOM:
             progress.say(f'{config.stage}: starts from random parameters (seed {config.seed}), which know nothing')
         else:
             checkpoints = stage_checkpoints(self.workdir, config.start_from)
@@ -145,11 +163,21 @@ class Reinforce(Stage):
 
         Random ones are a function of `config.seed` alone: the same for every stage of a workdir.
         """
+        if directory := weights(stage, self.config.pretrained):
+            self._check_shape(directory)
+            return lambda dtype: hf.load(directory, self.mesh, jnp.dtype(dtype).name)[1]
         if stage != RANDOM:
             checkpoints = stage_checkpoints(self.workdir, stage)
             return lambda dtype: checkpoints.restore_params(model.abstract(self.model, self.mesh, dtype))
         key = jax.random.key(stage_seed(self.config.seed, RANDOM))
         return lambda dtype: _initialise(self.model, self.mesh, key, dtype)
+
+    def _check_shape(self, directory: Path) -> None:
+        found = dataclasses.replace(hf.check(directory), dtype=self.model.dtype)
+        if found != self.model:
+            raise UserError(
+                f'{directory} and {self.config.pretrained} hold models of different shapes; config.start_from and '
+                'config.reference must be of one.')
 
     def run(self) -> None:
         progress.say(f'{self.config.stage}: the objective\n{self._describe()}')

@@ -10,6 +10,9 @@ are in the cache already, and only the instruction is prefilled on top:
     prefill                    i i        the instruction alone
     turn 2                         c ...
 
+Where a chat has a token that closes a turn, it is prefilled before the instruction in the rows whose response was cut
+short or ended with another one; like the instruction it is none of the model's own.
+
 A first attempt may be given instead: it is prefilled on top of the prompt, and only what follows is sampled.
 
 Noise is a function of (seed, step, turn, row) alone: one uniform number for each token.
@@ -46,6 +49,7 @@ class RolloutConfig:
         cache and trajectory have widths that are multiples of it.
       end_tokens: ids that end a response.
       pad_token: what fills unused columns; it may be any id, also an end token.
+      close_token: put behind a response that does not end with it, before the instruction comes; None: nothing is.
     """
 
     turns: int
@@ -55,6 +59,7 @@ class RolloutConfig:
     chunk: int
     end_tokens: tuple[int, ...]
     pad_token: int
+    close_token: int | None = None
 
     def __post_init__(self):
         if self.turns < 1 or self.max_tokens < 1 or self.chunk < 1:
@@ -66,6 +71,7 @@ class RolloutConfig:
 
     def check_length(self, prompt: int, instruction: int) -> None:
         """Refuses a prompt of so many tokens if its longest trajectory would not fit the cache."""
+        instruction += self.close_token is not None
         longest = prompt + self.turns * self.max_tokens + (self.turns - 1) * instruction
         if longest > self.max_length:
             raise UserError(
@@ -246,6 +252,18 @@ def _by_gap(instruction: list[int] | list[list[int]], turns: int) -> list[list[i
     return instruction
 
 
+def closing(rollout: RolloutConfig, last: int) -> list[int]:
+    """What is put behind a response whose last token is `last` before the instruction comes."""
+    return [] if rollout.close_token in (None, last) else [rollout.close_token]
+
+
+def _between(rollout: RolloutConfig, state: _State, gap: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """What is prefilled between two turns, `[B, W]` and its lengths; W is the same for all rows and batches."""
+    last = np.asarray(state.tokens)[np.arange(len(state.length)), np.asarray(state.length) - 1]
+    width = len(gap) + (rollout.close_token is not None)
+    return pad_rows([closing(rollout, int(token)) + gap for token in last], width, rollout.pad_token)
+
+
 def sample(
     params,
     model: lm.ModelConfig,
@@ -293,8 +311,8 @@ def sample(
     rollout.check_length(max(map(len, prompts)), max(map(len, gaps), default=0))
     static = _Static(model, rollout, mesh)
     block, block_length = pad_rows(prompts, rollout.chunk, rollout.pad_token)
-    longest = 0
-    width = block.shape[1] + rollout.turns * rollout.max_tokens + sum(map(len, gaps))
+    longest, closes = 0, rollout.close_token is not None
+    width = block.shape[1] + rollout.turns * rollout.max_tokens + sum(len(gap) + closes for gap in gaps)
     state = _empty(static, len(prompts), _round_up(width, rollout.chunk))
     for turn in range(1, rollout.turns + 1):
         slots = max(_round_up(longest + block.shape[1], rollout.chunk), state.cache.slots)
@@ -324,8 +342,7 @@ def sample(
         if on_turn:
             on_turn(turn, jax.tree.map(np.array, _trajectory(state, width=state.tokens.shape[1])))
         if turn < rollout.turns:
-            block = np.tile(np.asarray(gaps[turn - 1], np.int32), (rows, 1))
-            block_length = np.full((rows,), len(gaps[turn - 1]), np.int32)
+            block, block_length = _between(rollout, state, gaps[turn - 1])
     return _trajectory(state, width=_round_up(longest, rollout.chunk))
 
 

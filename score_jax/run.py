@@ -8,7 +8,7 @@ from score_jax import checkpoint, progress, settings
 from score_jax.baselines.supervised import Supervised
 from score_jax.errors import UserError
 from score_jax.evaluate import Evaluation
-from score_jax.reinforce import Reinforce, ReinforceConfig
+from score_jax.reinforce import Reinforce, ReinforceConfig, pretrained
 from score_jax.workdir import StageDirectory
 
 KINDS = {'supervised': Supervised, 'reinforce': Reinforce, 'evaluate': Evaluation}
@@ -41,7 +41,8 @@ def _build(section, workdir: Path, alone: bool):
 def _sections(config, workdir: Path) -> list:
     """The configs of the stages to run: those of a pipeline; a stage with what must come before it."""
     if config.get('kind') == 'pipeline':
-        unread = set(config.keys()) - {'kind', 'order', 'seed', 'task', 'tokenizer', 'model', 'mesh', *config.order}
+        shared = {'seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh'}
+        unread = set(config.keys()) - {'kind', 'order'} - shared - set(config.order)
         if unread or not set(config.order) <= set(config.keys()):
             raise UserError(
                 f'config.order is {tuple(config.order)}; it must name sections of the config, and every section '
@@ -50,7 +51,7 @@ def _sections(config, workdir: Path) -> list:
     if config.get('kind') != 'reinforce':
         return [config]
     settings.read(ReinforceConfig, config)  # names what is missing before anything is looked for
-    before = config.before
+    before = {} if pretrained(config) else config.before
     if before and not checkpoint.exists(StageDirectory(workdir, config.start_from, {}).checkpoints):
         progress.say(f'{config.stage}: {workdir} has no {config.start_from} to start from; it is made first')
         return [before, config]

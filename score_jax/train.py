@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax import learner, model, progress, sharding, tasks
+from score_jax import hf, learner, model, progress, sharding, tasks
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.jsonl import read_jsonl
@@ -37,7 +37,9 @@ class TrainConfig:
     learning_rate: float
     optimizer: dict
     task: dict
+    pretrained: str
     tokenizer: str
+    chat: str
     model: dict
     mesh: MeshConfig
     head_chunk: int
@@ -58,9 +60,31 @@ def stage_seed(seed: int, stage: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(stage.encode())]).generate_state(1)[0] >> 1)
 
 
-def model_config(section: dict, task: tasks.Task) -> model.ModelConfig:
-    """`config.model` with the vocabulary of the task's tokenizer."""
-    return read(model.ModelConfig, section, 'config.model', vocab_size=task.tokenizer.vocab_size)
+def task_and_model(config) -> tuple[tasks.Task, model.ModelConfig]:
+    """What a config says under `task`, `tokenizer`, `chat`, `model` and `pretrained`; all of it is checked."""
+    if config.pretrained and not Path(config.pretrained).expanduser().is_dir():
+        raise UserError(
+            f'config.pretrained is {config.pretrained!r}, which is no directory; name the one of a Hugging Face model, '
+            'where config.json, safetensors and tokenizer lie.')
+    task = tasks.make(config.task, config.tokenizer or config.pretrained, config.chat)
+    return task, model_config(config.model, task, config.pretrained)
+
+
+def model_config(section: dict, task: tasks.Task, pretrained: str = '') -> model.ModelConfig:
+    """`config.model` with the vocabulary of the task's tokenizer.
+
+    Where `pretrained` is the directory of a Hugging Face model, that one's shape, with the dtype of `config.model`; its
+    vocabulary may have more entries than the tokenizer has tokens.
+    """
+    config = read(model.ModelConfig, section, 'config.model', vocab_size=task.tokenizer.vocab_size)
+    if not pretrained:
+        return config
+    found = hf.check(Path(pretrained).expanduser())
+    if found.vocab_size < config.vocab_size:
+        raise UserError(
+            f'the tokenizer has {config.vocab_size} tokens, but the model in {pretrained} a vocabulary of '
+            f'{found.vocab_size}; set config.tokenizer to its own.')
+    return dataclasses.replace(found, dtype=config.dtype)
 
 
 class Stage(abc.ABC):
@@ -71,8 +95,7 @@ class Stage(abc.ABC):
         self.config, self.workdir = config, workdir
         self.directory = StageDirectory(workdir, config.stage, section)
         self.seed = stage_seed(config.seed, config.stage)
-        self.task = tasks.make(config.task, config.tokenizer)
-        self.model = model_config(config.model, self.task)
+        self.task, self.model = task_and_model(config)
         self.optimizer = read(
             OptimizerConfig, config.optimizer, 'config.optimizer', steps=config.steps,
             learning_rate=config.learning_rate)
@@ -115,7 +138,8 @@ class Stage(abc.ABC):
                 self.directory.append('samples.jsonl', [where | sample for sample in samples])
                 steps.add(step + 1, metrics, samples)
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                    meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch}
+                    meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch,
+                            'model': dataclasses.asdict(self.model)}
                     checkpoints.save(step + 1, state, meta=meta, reward=metrics.get('reward'))
         checkpoints.close()
         progress.say(f'{config.stage}: done; metrics, samples and checkpoints are in {self.directory.path}')

@@ -20,7 +20,7 @@ from score_jax.run import run
 from score_jax.tasks.countdown import CountdownConfig
 
 STAGES = {'base': SupervisedConfig, 'stage1': ReinforceConfig, 'stage2': ReinforceConfig, 'evaluate': EvaluateConfig}
-SHARED = ('seed', 'task', 'tokenizer', 'model', 'mesh')
+SHARED = ('seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh')
 OTHER = {int: 'text', float: 'text', bool: 'text', str: 5, tuple: 5, ConfigDict: 5}  # a value of another type
 
 
