@@ -50,6 +50,20 @@ _STAGE = {
     'reference': 'random', 'steps': 3, 'learning_rate': 1e-4, 'batch': 4, 'group.first': 2, 'group.second': 2,
     'optimizer.warmup_steps': 0, 'log_every': 1, 'save_every': 3, 'sample_every': 1, 'samples': 2}
 _EVALUATE = {'methods': ('stage1', 'stage2'), 'problems': 20, 'batch': 10, 'samples': 5}
+# What Self-Refine asks for where a model reads words: feedback, and then a refined answer.
+_REFINE_MATHS = {
+    'self_refine.feedback': (
+        '\n\nRead the solution above as a strict teacher would. Go through it step by step and say what is right, what is '
+        'wrong and what is missing; leave solving the problem anew for later.\n\nFeedback:'),
+    'self_refine.refine': (
+        '\n\nNow solve the problem again, and heed the feedback. Write the whole solution, with the result in \\boxed at '
+        'the end.\n\nSolution:')}
+_REFINE_CODE = {
+    'self_refine.feedback': (
+        '\n\nReview the program above. Say what it does wrong, and for which inputs, or that it is right; leave writing '
+        'another program for later.\n\nReview:'),
+    'self_refine.refine': (
+        '\n\nNow write the whole program again, and heed the review. Put it between ```python and ```.\n\n')}
 _SHORT = {'max_prompt': 512}
 _TASKS = {
     'gsm8k-tiny': TASKS['gsm8k'] | _SHORT,
@@ -60,5 +74,7 @@ _TASKS = {
 # The whole path with a model that knows nothing, in a minute: `--config=configs/stage1.py:NAME`.
 SHARED_PRESETS = {name: {'task': task, **_TINY} for name, task in _TASKS.items()}
 REINFORCE_PRESETS = {name: values | _ROLLOUT | _STAGE for name, values in SHARED_PRESETS.items()}
-EVALUATE_PRESETS = {name: values | _ROLLOUT | _EVALUATE for name, values in SHARED_PRESETS.items()}
+EVALUATE_PRESETS = {
+    name: values | _ROLLOUT | _EVALUATE | (_REFINE_CODE if name == 'mbpp-tiny' else _REFINE_MATHS)
+    for name, values in SHARED_PRESETS.items()}
 EVALUATE_PRESETS['mbpp-tiny'] |= {'split': 'humaneval'}

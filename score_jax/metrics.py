@@ -6,16 +6,23 @@ Every figure is a fraction of all N, so `delta = i_to_c - c_to_i` (arXiv 2409.12
 last attempt with the first, as `changed` does. Over more than two turns `delta_t3` and the like compare an attempt with
 the one before it. Where a problem is sampled several times its mean counts, however many of its samples have a verdict,
 and the intervals are over problems: samples of one problem are alike, and count for less than as many problems would.
+
+How far a response is from the one before is told by the indel distance: how many characters are to be taken out and put
+in, over the characters of both (0: the same text, 1: nothing in common).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from rapidfuzz.distance import Indel
 from scipy import stats
 
 CONFIDENCE = 0.95
+KINDS = ('i->c', 'c->i', 'c->c', 'i->i')  # of a row, by its first and its last attempt
+BINS = 10  # of the histogram of distances, behind a place of its own for 0
 _Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 
 
@@ -37,22 +44,31 @@ def transitions(correct: np.ndarray, changed: np.ndarray) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in _rows(correct, changed).items()}
 
 
-def with_intervals(correct: np.ndarray, changed: np.ndarray, problem: np.ndarray | None = None) -> dict[str, float]:
-    """`transitions`, and NAME_low and NAME_high of each: Wilson's for shares, a paired one for differences.
+def with_intervals(
+    correct: np.ndarray, changed: np.ndarray, problem: np.ndarray | None = None,
+    shares: Mapping[str, np.ndarray] | None = None) -> dict[str, float]:
+    """`transitions`, NAME_low and NAME_high of each, and NAME_p of differences.
 
-    `problem [B]` is the number of the problem that each row is at; None: one row for each.
+    Intervals are Wilson's for shares and paired ones for differences; NAME_p is `p_value`.
+
+    Args:
+      correct: `[B, T]`, 0 or 1.
+      changed: `[B]`, 0 or 1.
+      problem: `[B]`, the number of the problem that each row is at; None: one row for each.
+      shares: further figures by name, `[B]` from 0 to 1.
     """
     if problem is None:
         problem = np.arange(len(correct))
     row = {}
-    for name, values in _rows(correct, changed).items():
+    for name, values in (_rows(correct, changed) | dict(shares or {})).items():
         means = _by_problem(values, problem)
-        mean = float(means.mean())
+        mean, p = float(means.mean()), {}
         if name.startswith('delta'):
             low, high = paired_interval(float(means.sum()), float((means**2).sum()), len(means))
+            p = {f'{name}_p': p_value(means)}
         else:
             low, high = share_interval(mean, effective_count(values, problem))
-        row |= {name: mean, f'{name}_low': low, f'{name}_high': high}
+        row |= {name: mean, f'{name}_low': low, f'{name}_high': high} | p
     return row
 
 
@@ -62,17 +78,27 @@ def _by_problem(values: np.ndarray, problem: np.ndarray) -> np.ndarray:
     return np.bincount(place, values) / counts
 
 
-def effective_count(flags: np.ndarray, problem: np.ndarray) -> float:
-    """How many independent samples would know the share of `flags [B]` as well as these, several of each problem, do.
+def effective_count(values: np.ndarray, problem: np.ndarray) -> float:
+    """How many independent samples would know the mean of `values [B]`, from 0 to 1, as well as these, several of each
+    problem, do.
 
-    At least one a problem (where all samples of a problem agree), and at most B.
+    At least one a problem. Where the values are 0 or 1, at most B: one a problem where all samples of a problem agree.
+    Values in between vary less than 0 and 1 would, and may count for more.
     """
-    means = _by_problem(flags.astype(float), problem)
-    p = float(means.mean())
-    if len(means) == len(flags) or p in (0.0, 1.0) or len(means) == 1:
+    values = np.asarray(values, float)
+    means = _by_problem(values, problem)
+    p, flags = float(means.mean()), bool(((values == 0) | (values == 1)).all())
+    if p in (0.0, 1.0) or len(means) == 1 or (flags and len(means) == len(values)):
         return len(means)
     variance = float(np.var(means, ddof=1)) / len(means)
-    return len(flags) if variance == 0 else min(max(p * (1 - p) / variance, len(means)), len(flags))
+    if variance == 0:
+        return len(values)
+    return min(max(p * (1 - p) / variance, len(means)), len(values) if flags else math.inf)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean of `values [N]` from 0 to 1, one a problem."""
+    return share_interval(float(values.mean()), effective_count(values, np.arange(len(values))))
 
 
 def share_interval(p: float, n: float) -> tuple[float, float]:
@@ -94,3 +120,33 @@ def paired_interval(total: float, squares: float, n: int) -> tuple[float, float]
     middle = total / n
     reach = _Z * math.sqrt(squares - total**2 / n) / n
     return max(-1.0, middle - reach), min(1.0, middle + reach)
+
+
+def p_value(changes: np.ndarray) -> float:
+    """Two-sided, of the hypothesis that the mean change is 0, from the change `[N]` of each problem, -1 to 1.
+
+    With one sample a problem that is McNemar's test in its exact form: of those that change, half would change either
+    way. With several, where a problem's change is a mean, it is McNemar's test for clusters (Durkalski et al., 2003,
+    Statistics in Medicine 22), `(sum d)^2 / sum d^2` against chi-squared with one degree of freedom.
+    """
+    changes = np.asarray(changes, float)
+    gained, lost = int((changes == 1).sum()), int((changes == -1).sum())
+    if gained + lost == np.count_nonzero(changes):
+        return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return float(stats.chi2.sf(changes.sum() ** 2 / (changes**2).sum(), df=1))
+
+
+def edit_distances(before: Sequence[str], after: Sequence[str]) -> np.ndarray:
+    """The indel distance between each two texts over the sum of their lengths in characters, `[B]`."""
+    return np.array([Indel.normalized_distance(a, b) for a, b in zip(before, after, strict=True)])
+
+
+def distance_histogram(distances: np.ndarray, correct: np.ndarray) -> dict[str, list[int]]:
+    """How many of `distances [B]` lie where, for each of `KINDS`, from `correct [B, T]`.
+
+    The first count is of those that are 0, then come `BINS` of equal width, each with its upper edge.
+    """
+    place = np.ceil(np.asarray(distances) * BINS - 1e-9).astype(int)
+    first, last = (np.where(correct[:, turn] > 0, 'c', 'i') for turn in (0, -1))
+    kinds = np.char.add(np.char.add(first, '->'), last)
+    return {kind: np.bincount(place[kinds == kind], minlength=BINS + 1).tolist() for kind in KINDS}

@@ -21,7 +21,8 @@ from score_jax.jsonl import number, read_jsonl
 
 # Keys that may differ when a stage goes on: how often it speaks and saves, where it runs, and what is measured of
 # what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
-FREE_KEYS = ('log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures')
+FREE_KEYS = (
+    'log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures', 'self_refine', 'attempts', 'scaling')
 # So may, of its task, where the data lies and how many processes grade.
 FREE_TASK_KEYS = ('data_dir', 'workers')
 

@@ -1,5 +1,6 @@
 """Countdown: problems are functions of their arguments, splits never meet, generated dialogues have their habits."""
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -9,6 +10,7 @@ import pytest
 
 from score_jax.errors import UserError
 from score_jax.rewards import Outcome
+from score_jax.rewards.countdown import solutions, verify
 from score_jax.tasks import countdown
 from score_jax.tasks.countdown import Countdown, CountdownConfig, Habits, Problem
 
@@ -179,3 +181,23 @@ def test_a_prompt_shows_the_sorted_numbers_and_the_target_and_no_more(wide):
         *numbers, make, target, colon = wide.prompt(problem).split()
         assert (make, target, colon) == ('make', str(problem.target), ':')
         assert numbers == [str(n) for n in sorted(problem.numbers)]
+
+
+@pytest.mark.parametrize('numbers', [(2, 3, 5), (4, 4, 7), (6, 6, 6), (3, 8)])
+def test_solutions_are_counted_as_the_verifier_would_call_them_right(numbers):
+    values = collections.Counter()
+    for order in set(itertools.permutations(numbers)):
+        for ops in itertools.product('+-*', repeat=len(numbers) - 1):
+            chain = f'{order[0]} ' + ' '.join(f'{op} {number}' for op, number in zip(ops, order[1:]))
+            values[int(verify(numbers, 0, chain).read.split()[-1])] += 1
+    assert {target: solutions(numbers, target) for target in values} == values
+    assert solutions(numbers, 10_000) == 0
+
+
+def test_a_problem_is_grouped_by_how_many_chains_solve_it(task, all_problems):
+    names = {problem: task.groups(problem)['solutions'] for problem in all_problems}
+    bounds = {'1': (1, 1), '2': (2, 2), '3 to 5': (3, 5), '6 or more': (6, 99)}
+    assert set(names.values()) == set(bounds)
+    for problem, name in names.items():
+        low, high = bounds[name]
+        assert low <= solutions(problem.numbers, problem.target) <= high

@@ -16,12 +16,16 @@ from score_jax.grading import Attempt
 from score_jax.evaluate import Evaluation
 from score_jax.reinforce import sampler
 from score_jax.rewards import Outcome, Verdict
+from score_jax.tasks.countdown import Countdown
 
 TINY = {
     'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
     'task.largest': 9, 'task.limit': 40, 'problems': 11, 'batch': 8, 'samples': 3, 'rollout.max_tokens': 5,
     'rollout.max_length': 48, 'rollout.chunk': 32, 'temperatures': (1.0, 0.0)}
-NAMES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
+NAMES = (
+    't1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed', 'edit_distance', 'truncated_turn1', 'truncated_turn2',
+    'no_answer_turn1', 'no_answer_turn2')
+KEYS = {'n', 'delta_p', *(f'{name}{end}' for name in NAMES for end in ('', '_low', '_high'))}
 
 
 def evaluation(workdir: Path, **changes) -> Evaluation:
@@ -163,9 +167,11 @@ def test_a_row_of_results_has_these_keys_and_no_others(workdir, measured):
     assert [(row['temperature'], row['method']) for row in rows] == [
         (1.0, 'base'), (1.0, 'stage1'), (0.0, 'base'), (0.0, 'stage1')]
     for row in rows:
-        assert row.keys() == {
-            'method', 'seed', 'temperature', 'n', *(f'{name}{end}' for name in NAMES for end in ('', '_low', '_high'))}
-        assert (row['n'], row['seed']) == (11, 0)
+        assert row.keys() == {'method', 'seed', 'temperature', 'by', 'edit_histogram'} | KEYS
+        assert (row['n'], row['seed']) == (11, 0) and sum(map(sum, row['edit_histogram'].values())) == 11
+        groups = row['by']['solutions']
+        assert all(group.keys() == KEYS for group in groups.values())
+        assert sum(group['n'] for group in groups.values()) == 11
     lines = [json.loads(line) for line in (workdir / 'evaluation' / 'samples.jsonl').read_text().splitlines()]
     assert [(line['temperature'], line['method']) for line in lines] == [
         (row['temperature'], row['method']) for row in rows for _ in range(3)]
@@ -218,6 +224,80 @@ def test_a_workdir_without_checkpoints_says_what_to_run_first(tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
+def test_responses_that_are_cut_off_or_have_no_answer_are_counted_by_turn():
+    class Task:
+        def groups(self, problem):
+            return {}
+
+    right, cut, none = map(attempt, (Outcome.CORRECT, Outcome.TRUNCATED, Outcome.NO_ANSWER))
+    row = evaluate.figures(Task(), ['1', '2'], [[right, cut], [cut, cut], [none, right]])
+    assert [row[f'truncated_turn{t}'] for t in (1, 2, 3)] == [0.5, 1.0, 0.0]
+    assert [row[f'no_answer_turn{t}'] for t in (1, 2, 3)] == [0.0, 0.0, 0.5]
+    assert row['edit_histogram']['c->i'][-1] == 0 and sum(row['edit_histogram']['i->c']) == 1
+
+
+# --- Self-Refine
+
+
+def test_self_refine_asks_for_feedback_and_then_for_an_answer(workdir, measured, monkeypatch):
+    """Three turns with an instruction each; the feedback is shown, graded it is not."""
+    asked, verified, sample, verify = [], [], rollout.sample, Countdown.verify
+
+    def watched(params, config, sampling, mesh, prompts, instruction, **kwargs):
+        asked.append((sampling.turns, instruction))
+        return sample(params, config, sampling, mesh, prompts, instruction, **kwargs)
+
+    monkeypatch.setattr(rollout, 'sample', watched)
+    monkeypatch.setattr(Countdown, 'verify', lambda *args: verified.append(len(args[2])) or verify(*args))
+    e = evaluation(workdir, methods=('base', 'self_refine'), temperatures=(1.0,), batch=16, **{
+        'self_refine.feedback': 'check :', 'self_refine.refine': 'make : check', 'rollout.max_tokens': 6})
+    e.run()
+    words = [e.task.tokenizer.encode(text) for text in ('check :', 'make : check')]
+    assert asked == [(2, words[0]), (3, words)]
+    assert len(verified) == 4  # two turns of each
+    base, refined = results(workdir)
+    assert refined['method'] == 'self_refine' and refined.keys() == base.keys()
+    assert refined['t1'] == base['t1']  # the same answers: the same parameters, prompts and noise
+    lines = [json.loads(line) for line in (workdir / 'evaluation' / 'samples.jsonl').read_text().splitlines()]
+    assert all(line['instruction'] == 'make : check' and isinstance(line['feedback'], str) and len(line['turns']) == 2
+               for line in lines if line['method'] == 'self_refine')
+    assert not any('feedback' in line for line in lines if line['method'] == 'base')
+
+
+def test_self_refine_with_other_words_is_measured_again(workdir, measured):
+    changes = {'methods': ('base', 'self_refine'), 'temperatures': (0.0,)}
+    for feedback in ('', '', 'make :'):
+        evaluation(workdir, **changes, **{'self_refine.feedback': feedback}).run()
+    assert len(measured) == 3
+
+
+def test_self_refine_needs_the_stage_that_it_prompts(workdir, measured, capsys):
+    evaluation(workdir, methods=('base', 'self_refine'), temperatures=(0.0,), **{'self_refine.stage': 'none'}).run()
+    assert 'no checkpoint of self_refine' in capsys.readouterr().out
+
+
+# --- many attempts, many samples
+
+
+def test_many_attempts_and_many_samples_are_rows_of_files_of_their_own(workdir, measured):
+    changes = {'attempts.turns': 4, 'attempts.problems': 5, 'scaling.samples': 4, 'scaling.problems': 9}
+    plain = {'methods': ('base', 'self_refine'), 'temperatures': (0.0,)}
+    evaluation(workdir, **plain).run()
+    assert not (workdir / 'attempts.json').exists() and not (workdir / 'scaling.json').exists()
+    before = results(workdir)
+    for _ in range(2):
+        evaluation(workdir, **plain, **changes).run()
+        assert measured == [0.0, 0.0, 0.0, 0.7] and results(workdir) == before
+    (attempts,), (scaling,) = (json.loads((workdir / name).read_text()) for name in ('attempts.json', 'scaling.json'))
+    assert (attempts['method'], attempts['temperature'], attempts['n']) == ('base', 0.0, 5)
+    assert {f't{t}' for t in range(1, 5)} | {'t4_low', 'delta_t4', 'truncated_turn4'} <= attempts.keys()
+    assert (scaling['method'], scaling['temperature'], scaling['n'], scaling['samples']) == ('base', 0.7, 9, 4)
+    assert [line['k'] for line in scaling['pass_at_k']] == [1, 2, 4]
+    assert [(line['budget'], line['rollouts']) for line in scaling['vote']] == [(2, 1), (4, 2)]
+    evaluation(workdir, **plain).run()
+    assert not (workdir / 'attempts.json').exists() and not (workdir / 'scaling.json').exists()
+
+
 @pytest.mark.parametrize('changes, named', [
     ({'problems': 2000}, 'config.problems is 2000'),
     ({'problems': 0}, 'config.problems is 0'),
@@ -229,6 +309,10 @@ def test_a_workdir_without_checkpoints_says_what_to_run_first(tmp_path):
     ({'temperatures': ()}, 'config.temperatures'),
     ({'temperatures': (1.0, -0.5)}, 'config.temperatures'),
     ({'rollout.max_length': 18}, 'config.rollout.max_length is 18'),
+    ({'rollout.max_length': 24, 'methods': ('base', 'self_refine')}, 'config.rollout.max_length is 24'),
+    ({'attempts.turns': 1}, 'config.attempts.turns is 1'),
+    ({'scaling.samples': 1}, 'config.scaling.samples is 1'),
+    ({'scaling.temperature': 0.0}, 'config.scaling.temperature is 0'),
 ])
 def test_what_cannot_be_evaluated_is_refused_before_anything_runs(workdir, changes, named):
     with pytest.raises(UserError) as error:

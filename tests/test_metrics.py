@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_figures_may_be_none_or_all():
 
 def test_every_figure_comes_with_its_interval_around_it():
     row = metrics.with_intervals(*outcomes())
-    assert row.keys() == {f'{name}{end}' for name in NAMES for end in ('', '_low', '_high')}
+    assert row.keys() == {f'{name}{end}' for name in NAMES for end in ('', '_low', '_high')} | {'delta_p'}
     assert all(row[f'{name}_low'] < row[name] < row[f'{name}_high'] for name in NAMES)
     assert all(isinstance(value, float) for value in row.values())
 
@@ -122,3 +123,87 @@ def test_a_problem_counts_once_however_many_of_its_samples_have_a_verdict():
     row = metrics.with_intervals(correct, correct[:, 0] != correct[:, 1], problem)
     for name, value in (('t1', 0), ('t2', 0.5), ('delta', 0.5), ('i_to_c', 0.5), ('c_to_i', 0), ('changed', 0.5)):
         assert row[name] == pytest.approx(value) and row[f'{name}_low'] <= row[name] <= row[f'{name}_high']
+
+
+# --- is there a change at all
+
+
+@pytest.mark.parametrize('gained, lost', [(0, 0), (1, 0), (5, 5), (7, 2), (2, 7), (40, 12), (0, 30)])
+def test_with_one_sample_a_problem_the_test_is_mcnemars_exact_one(gained, lost):
+    """Two-sided: every split of those that changed that is no likelier than the one seen."""
+    n = gained + lost
+    law = [Fraction(math.comb(n, i), 2**n) for i in range(n + 1)]
+    exact = sum(p for p in law if p <= law[gained])
+    changes = np.array([1] * gained + [-1] * lost + [0] * 20)
+    assert metrics.p_value(changes) == pytest.approx(float(exact), abs=1e-12)
+
+
+def test_with_several_samples_a_problem_the_test_is_the_one_for_clusters():
+    """As often below a level as the level says, where the samples of a problem are alike and nothing changes."""
+    rng, below = np.random.default_rng(0), []
+    for _ in range(2000):
+        p = rng.beta(0.5, 0.5, 80)
+        change = (rng.random((80, 4)) < p[:, None]).mean(1) - (rng.random((80, 4)) < p[:, None]).mean(1)
+        below.append(metrics.p_value(change))
+    for level in (0.01, 0.05, 0.2):
+        assert np.mean(np.array(below) < level) == pytest.approx(level, abs=4 * math.sqrt(level / 2000))
+    change = np.array([0.5, -0.25, 0.75, 0, 0.5])
+    z = 1.5 / math.sqrt(0.25 + 0.0625 + 0.5625 + 0.25)
+    assert metrics.p_value(change) == pytest.approx(2 * stats.norm.sf(z))
+
+
+def test_the_test_and_the_interval_agree_on_what_is_clear():
+    for gained, lost in itertools.product(range(0, 60, 6), repeat=2):
+        low, high = metrics.paired_interval(gained - lost, gained + lost, 200)
+        p = metrics.p_value(np.array([1] * gained + [-1] * lost))
+        if not 0.01 < p < 0.1:
+            assert (p < 0.05) == (low > 0 or high < 0), (gained, lost)
+
+
+# --- how far a response is from the one before
+
+
+def indel(a: str, b: str) -> int:
+    """Characters out and in, by the textbook's table."""
+    table = [[i + j if 0 in (i, j) else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
+    for i, j in itertools.product(range(1, len(a) + 1), range(1, len(b) + 1)):
+        same = a[i - 1] == b[j - 1]
+        table[i][j] = table[i - 1][j - 1] if same else 1 + min(table[i - 1][j], table[i][j - 1])
+    return table[-1][-1]
+
+
+def test_the_distance_is_that_of_the_table_over_both_lengths():
+    rng = np.random.default_rng(0)
+    texts = [''.join(rng.choice(list('ab 7é'), rng.integers(0, 12))) for _ in range(60)]
+    before, after = texts[:30] + ['', 'x'], texts[30:] + ['', '']
+    expected = [indel(a, b) / (len(a) + len(b)) if a or b else 0 for a, b in zip(before, after)]
+    np.testing.assert_allclose(metrics.edit_distances(before, after), expected)
+
+
+def test_the_histogram_has_a_place_for_copies_and_counts_by_outcome():
+    correct = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [0, 0], [0, 0], [0, 0]])
+    histogram = metrics.distance_histogram(np.array([0.35, 1.0, 0.0, 0.0, 0.1, 0.1001, 0.3]), correct)
+    assert list(histogram) == list(metrics.KINDS)
+    assert histogram['i->c'] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert histogram['c->i'] == [0] * 10 + [1] and histogram['c->c'] == [1] + [0] * 10
+    assert histogram['i->i'] == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert metrics.distance_histogram(np.zeros(0), np.zeros((0, 3)))['c->c'] == [0] * 11
+
+
+def test_a_mean_of_values_between_0_and_1_has_the_width_of_its_own_spread():
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(500):
+        values = rng.beta(0.4, 2.0, 100) * (rng.random(100) < 0.6)
+        low, high = metrics.mean_interval(values)
+        covered.append(low <= 0.6 * 0.4 / 2.4 <= high)
+        assert high - low < 1.3 * 2 * Z * values.std(ddof=1) / 10
+    assert np.mean(covered) > 0.92
+    assert metrics.mean_interval(np.zeros(50))[1] > 0 and metrics.mean_interval(np.full(50, 0.5))[1] < 0.7
+
+
+def test_further_figures_come_with_intervals_of_their_own():
+    correct, changed = outcomes(60)
+    shares = {'edit_distance': np.linspace(0, 1, 60), 'truncated_turn1': changed}
+    row = metrics.with_intervals(correct, changed, np.repeat(np.arange(20), 3), shares)
+    assert row['edit_distance'] == pytest.approx(0.5)
+    assert [row[f'truncated_turn1{end}'] for end in ('', '_low')] == [row[f'changed{end}'] for end in ('', '_low')]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import operator
 from collections.abc import Sequence
 
@@ -44,3 +46,22 @@ def verify(numbers: Sequence[int], target: int, response: str) -> Verdict:
         value = OPERATORS[symbol](value, number)
     right = value == target and sorted(used) == sorted(numbers)
     return Verdict(Outcome.CORRECT if right else Outcome.WRONG, f'{read} = {value}')
+
+
+def solutions(numbers: Sequence[int], target: int) -> int:
+    """How many different chains `verify` would call right: the fewer, the harder to find."""
+    return _values(tuple(sorted(numbers)))[target]
+
+
+@functools.lru_cache(maxsize=4096)
+def _values(numbers: tuple[int, ...]) -> collections.Counter:
+    """How many different chains over all of `numbers` (ascending) have which value."""
+    if len(numbers) == 1:
+        return collections.Counter(numbers)
+    found: collections.Counter = collections.Counter()
+    for place, last in enumerate(numbers):
+        if last not in numbers[:place]:
+            for value, count in _values(numbers[:place] + numbers[place + 1:]).items():
+                for operation in OPERATORS.values():
+                    found[operation(value, last)] += count
+    return found

@@ -28,6 +28,8 @@ from score_jax.tokenizers import Tokenizer, word_sentencepiece
 OPERATORS = '+-*'
 SPLITS = ('train', 'test')
 _PATIENCE = 1000  # draws without a problem of the split before it counts as empty
+_COUNTED = 5  # numbers of a problem up to which its solutions are counted
+_SOLUTIONS = ((6, '6 or more'), (3, '3 to 5'), (2, '2'), (0, '1'))  # from so many on
 _CANDIDATES = 4  # chains drawn at a time while looking for one that stays in range
 
 
@@ -112,8 +114,11 @@ class Countdown:
         return len(self.tokenizer.prompt(self.prompt(largest)))
 
     def groups(self, problem: Problem) -> dict[str, str]:
-        """All problems are of one kind."""
-        return {}
+        """How hard a problem is: by how many different chains solve it. With many numbers that takes long to count."""
+        if self._numbers > _COUNTED:
+            return {}
+        count = verifier.solutions(problem.numbers, problem.target)
+        return {'solutions': next(name for least, name in _SOLUTIONS if count >= least)}
 
     def verify(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Verdict]:
         """The verdicts on responses to these problems."""
