@@ -12,100 +12,37 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
+from score_jax import lora as adapters
 from score_jax import model as lm
 from score_jax import objective as objectives
+from score_jax import optimizer as optimizers
 from score_jax.errors import UserError
+from score_jax.lora import LoraConfig
+from score_jax.optimizer import OptimizerConfig, TrainState
 from score_jax.rollout import token_law
-from score_jax.sharding import replicated
 from score_jax.trajectory import Trajectory, turn_ends
 
-SCHEDULES = {
-    'constant': lambda peak, steps: optax.constant_schedule(peak),
-    'linear': lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
-    'cosine': lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
-}
+FLOATS = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """`config.optimizer` and the stage's steps and learning rate; `configs/common.py` has the comments."""
+class MemoryConfig:
+    """`config.memory`; `configs/common.py` says what each value means."""
 
-    steps: int
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    adam_b1: float
-    adam_b2: float
-    adam_eps: float
-    clip_norm: float
+    params: str
+    moments: str
+    remat: str
+    accumulate: int
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(
-                f'config.optimizer.schedule is {self.schedule!r}; it must be one of {", ".join(SCHEDULES)}.')
-        if not 0 <= self.warmup_steps < self.steps:
-            raise UserError(
-                f'config.optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0 and below '
-                f'config.steps = {self.steps}.')
-        for key, value in (('learning_rate', self.learning_rate), ('optimizer.clip_norm', self.clip_norm)):
-            if not value > 0:
-                raise UserError(f'config.{key} is {value}; it must be positive.')
-
-    def learning_rate_at(self, step):
-        """The rate of update `step` (0 for the first): linear warm-up, then the schedule."""
-        after = SCHEDULES[self.schedule](self.learning_rate, self.steps - self.warmup_steps)
-        warmup = optax.linear_schedule(
-            self.learning_rate / (self.warmup_steps + 1), self.learning_rate, self.warmup_steps)
-        return optax.join_schedules([warmup, after], [self.warmup_steps])(step)
-
-    def build(self) -> optax.GradientTransformation:
-        """Adam with the gradient clipped by its global norm."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adam(self.learning_rate_at, self.adam_b1, self.adam_b2, self.adam_eps))
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What an update changes: updates done, parameters (float32), optimiser state, the factor on an adaptive beta2."""
-
-    step: jax.Array
-    params: dict
-    opt_state: optax.OptState
-    beta2_scale: jax.Array
-
-
-def state_shardings(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shardings of a train state: moments like their parameters, scalars replicated."""
-    params = lm.shardings(config, mesh)
-    transform = optimizer.build()
-    abstract = jax.eval_shape(transform.init, lm.abstract(config, mesh))
-    opt_state = optax.tree_utils.tree_map_params(
-        transform, lambda _, sharding: sharding, abstract, params,
-        transform_non_params=lambda _: replicated(mesh))
-    return TrainState(step=replicated(mesh), params=params, opt_state=opt_state, beta2_scale=replicated(mesh))
-
-
-def abstract_state(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shapes and shardings of a train state: what a checkpoint is restored onto."""
-    shapes = jax.eval_shape(functools.partial(_new_state, optimizer), lm.abstract(config, mesh))
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes, state_shardings(config, optimizer, mesh))
-
-
-def _new_state(optimizer: OptimizerConfig, params) -> TrainState:
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.build().init(params),
-        beta2_scale=jnp.ones(()))
-
-
-def new_state(config: lm.ModelConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh, params) -> TrainState:
-    """A train state at step 0 with a fresh optimiser; takes `params` over."""
-    shardings = state_shardings(config, optimizer, mesh)
-    return jax.jit(functools.partial(_new_state, optimizer), out_shardings=shardings, donate_argnums=0)(params)
+        for key in ('params', 'moments'):
+            if getattr(self, key) not in FLOATS:
+                raise UserError(f'config.memory.{key} is {getattr(self, key)!r}; it must be one of {", ".join(FLOATS)}.')
+        if self.remat not in lm.REMAT:
+            raise UserError(f'config.memory.remat is {self.remat!r}; it must be one of {", ".join(lm.REMAT)}.')
+        if self.accumulate < 1:
+            raise UserError(f'config.memory.accumulate is {self.accumulate}; it must be at least 1.')
 
 
 @flax.struct.dataclass
@@ -120,6 +57,7 @@ class TokenStatistics:
 
 def token_statistics(
     params, config: lm.ModelConfig, tokens, *, temperature: float, head_chunk: int, reference=None,
+    remat: str = 'products',
 ) -> TokenStatistics:
     """Log-probability, entropy and KL at every token of `tokens [B, T]`.
 
@@ -128,13 +66,13 @@ def token_statistics(
     """
     models = _with_reference(params, reference)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = [lm.forward(p, config, tokens, positions)[0] for p in models]
+    hidden = [lm.forward(p, config, tokens, positions, remat=remat)[0] for p in models]
     return _statistics(models, config, hidden, tokens, temperature, head_chunk)
 
 
 def tree_statistics(
     params, config: lm.ModelConfig, trajectory: Trajectory, forks: tuple[int, ...], widths: tuple[int, ...], *,
-    temperature: float, head_chunk: int, reference=None,
+    temperature: float, head_chunk: int, reference=None, remat: str = 'products',
 ) -> TokenStatistics:
     """`token_statistics` of a trajectory in which rows share turns: each turn is read once for all rows that share it.
 
@@ -160,7 +98,8 @@ def tree_statistics(
         block = jnp.take_along_axis(trajectory.tokens[::sharing], positions, axis=1, mode='clip')
         slots = min(length, caches[0].slots + width)
         caches = [_fork(lm.grow(cache, slots), fork) for cache in caches]
-        hidden, caches = zip(*(lm.forward(p, config, block, positions, cache) for p, cache in zip(models, caches)))
+        hidden, caches = zip(*(
+            lm.forward(p, config, block, positions, cache, remat=remat) for p, cache in zip(models, caches)))
         stats = _statistics(models, config, hidden, block, temperature, head_chunk)
         inside = (columns >= start) & (columns < ends[turn + 1][:, None])
         parts.append(_placed(stats, sharing, jnp.clip(columns - start, 0, width - 1), inside))
@@ -292,16 +231,48 @@ def policy_loss(
     return reinforce + kl_loss, metrics
 
 
-def _apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics, has_rows=True, **changes):
-    """One update; it is skipped, and counted, where there is nothing to learn from or the gradient is not finite."""
-    updates, opt_state = optimizer.build().update(grads, state.opt_state, state.params)
-    norm = optax.tree.norm(grads)
-    learn = has_rows & jnp.isfinite(norm)
-    metrics = metrics | {
-        'grad_norm': norm, 'learning_rate': optimizer.learning_rate_at(state.step), 'skipped': ~learn}
-    updated = state.replace(
-        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state, **changes)
-    return jax.tree.map(lambda new, old: jnp.where(learn, new, old), updated, state), metrics
+def gradient_in_parts(statistics, loss, params, batch, *, problems: int, parts: int, first_pass: bool):
+    """The gradient of `loss(statistics(params, batch))`, in memory for a part of the problems at a time.
+
+    The loss is one function of the statistics of the whole batch, so its baselines and its means are those of the
+    undivided update. They are small, `[B, T]`: once its derivatives by the statistics of a part are known, they are
+    pulled back to the parameters, and the gradients of the parts add up, in float32.
+
+    Args:
+      statistics: `(params, batch) -> TokenStatistics [b, T]`.
+      loss: `TokenStatistics [B, T] -> (value, metrics)`.
+      batch: arrays `[B, ...]`, B / problems rows of each problem side by side.
+      first_pass: whether a row's derivatives depend on the statistics of other rows. All are then computed once before.
+
+    Returns:
+      the gradient, and metrics.
+    """
+    def split(x):  # [B, ...] -> [A, B / A, ...]: problem p goes to part p % A, so no row leaves its device
+        x = x.reshape(problems // parts, parts, -1, *x.shape[1:])
+        return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+
+    def join(x):
+        x = x.reshape(parts, problems // parts, -1, *x.shape[2:])
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:])
+
+    batch = jax.tree.map(split, batch)
+    if first_pass:
+        known = jax.lax.map(lambda part: statistics(params, part), batch)
+    else:
+        like = jax.eval_shape(jax.vmap(lambda part: statistics(params, part)), batch)
+        known = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+    def step(gradient, inputs):
+        index, part = inputs
+        stats, pull_back = jax.vjp(lambda p: statistics(p, part), params)
+        whole = jax.tree.map(lambda all, own: join(all.at[index].set(own)), known, stats)
+        by_statistics = jax.grad(lambda stats: loss(stats)[0])(whole)
+        (own,) = pull_back(jax.tree.map(lambda x: split(x)[index], by_statistics))
+        return jax.tree.map(lambda total, g: total + g.astype(total.dtype), gradient, own), stats
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
+    gradient, stats = jax.lax.scan(step, zeros, (jnp.arange(parts), batch))
+    return gradient, loss(jax.tree.map(join, stats))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,57 +281,97 @@ class Learner:
 
     Attributes:
       head_chunk: columns of the trajectory that the head is applied to at a time.
+      lora: where it is not None, adapters are what is trained: parameters of a state and of a reference are adapters,
+        and the updates take the base that both share.
     """
 
     model: lm.ModelConfig
     optimizer: OptimizerConfig
     mesh: jax.sharding.Mesh
     head_chunk: int
+    memory: MemoryConfig
+    lora: LoraConfig | None = None
+
+    def abstract_params(self) -> dict:
+        """Shapes and shardings of what is trained."""
+        if self.lora:
+            return lm.place(adapters.declare(self.model, self.lora), self.mesh)
+        return lm.abstract(self.model, self.mesh, jnp.dtype(self.memory.params))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of a train state: what a checkpoint is restored onto."""
+        return optimizers.abstract_state(self.optimizer, self.abstract_params(), self.memory.moments, self.mesh)
+
+    def new_state(self, params) -> TrainState:
+        """A train state at step 0 with a fresh optimiser; takes `params` over."""
+        return optimizers.new_state(self.optimizer, params, self.abstract_state())
+
+    def whole(self, params, base=None) -> dict:
+        """Parameters for `forward` from those that are trained, on top of the base where these are adapters."""
+        return adapters.adapt(base, params, self.lora) if self.lora else params
 
     @functools.partial(
         jax.jit, static_argnames=('self', 'objective', 'forks', 'widths', 'temperature'), donate_argnames=('state',))
     def reinforce(
         self, state: TrainState, reference, trajectory: Trajectory, correct, *,
         objective: objectives.Objective, forks: tuple[int, ...], temperature: float,
-        widths: tuple[int, ...] | None = None):
+        widths: tuple[int, ...] | None = None, base=None):
         """One policy-gradient step on a fresh trajectory.
 
         Args:
-          reference: frozen parameters of the KL's other side.
+          reference: frozen parameters of the KL's other side, on the devices or in the host's memory.
           correct: `[B, N]`, as in `policy_loss`.
           temperature: that of the sampler.
           widths: `shared_widths` of the trajectory: turns that rows share are read once. None: once a row.
+          base: frozen parameters that adapters stand beside.
 
         Returns:
           the next state, and metrics as scalars on the device.
         """
-        def loss(params):
-            how = {'temperature': temperature, 'head_chunk': self.head_chunk, 'reference': reference}
+        reference = lm.fetch_all_but_layers(self.whole(reference, base))
+
+        def statistics(params, trajectory):
+            params = self.whole(params, base)
+            how = {'temperature': temperature, 'head_chunk': self.head_chunk, 'reference': reference,
+                   'remat': self.memory.remat}
             if widths is None:
-                stats = token_statistics(params, self.model, trajectory.tokens, **how)
-            else:
-                stats = tree_statistics(params, self.model, trajectory, forks, widths, **how)
+                return token_statistics(params, self.model, trajectory.tokens, **how)
+            return tree_statistics(params, self.model, trajectory, forks, widths, **how)
+
+        def loss(stats):
             return policy_loss(stats, trajectory, correct, objective, forks, state.beta2_scale)
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        grads, metrics = self._gradient(
+            statistics, loss, state.params, trajectory, problems=len(correct) // math.prod(forks),
+            first_pass=objective.kl_estimator == 'sampled')
         if objective.adaptive_beta2:
             metrics['beta2_scale'] = state.beta2_scale
         has_rows = metrics['dropped'] < len(correct)
         scale = metrics.pop('next_beta2_scale')
-        return self._sharded(*_apply(state, self.optimizer, grads, metrics, has_rows, beta2_scale=scale))
+        return self._updated(state, grads, metrics, has_rows, beta2_scale=scale)
 
     @functools.partial(jax.jit, static_argnames=('self',), donate_argnames=('state',))
     def imitate(self, state: TrainState, tokens, turn):
         """One step of supervised training on the model's own tokens: `tokens`, `turn` `[B, T]`, where turn > 0."""
-        def loss(params):
-            stats = token_statistics(params, self.model, tokens, temperature=1.0, head_chunk=self.head_chunk)
+        def statistics(params, tokens):
+            return token_statistics(
+                params, self.model, tokens, temperature=1.0, head_chunk=self.head_chunk, remat=self.memory.remat)
+
+        def loss(stats):
             mask = turn > 0
             value = -jnp.sum(jnp.where(mask, stats.log_probs, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
             return value, {'loss': value}
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-        return self._sharded(*_apply(state, self.optimizer, grads, metrics))
+        grads, metrics = self._gradient(
+            statistics, loss, state.params, tokens, problems=len(tokens), first_pass=False)
+        return self._updated(state, grads, metrics)
 
-    def _sharded(self, state: TrainState, metrics):
-        shardings = state_shardings(self.model, self.optimizer, self.mesh)
+    def _gradient(self, statistics, loss, params, batch, **how):
+        if self.memory.accumulate > 1:
+            return gradient_in_parts(statistics, loss, params, batch, parts=self.memory.accumulate, **how)
+        return jax.grad(lambda params: loss(statistics(params, batch)), has_aux=True)(params)
+
+    def _updated(self, state: TrainState, *args, **changes):
+        state, metrics = optimizers.apply(state, self.optimizer, *args, **changes)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
         return jax.lax.with_sharding_constraint(state, shardings), metrics

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax import hf, learner, model, progress, sharding, tasks
+from score_jax import hf, model, progress, sharding, tasks
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.jsonl import read_jsonl
-from score_jax.learner import Learner, OptimizerConfig, TrainState
+from score_jax.learner import Learner, MemoryConfig
+from score_jax.lora import LoraConfig
+from score_jax.optimizer import OptimizerConfig, TrainState
 from score_jax.settings import read
 from score_jax.sharding import MeshConfig
 from score_jax.workdir import StageDirectory
@@ -43,6 +45,7 @@ class TrainConfig:
     model: dict
     mesh: MeshConfig
     head_chunk: int
+    memory: MemoryConfig
     log_every: int
     save_every: int
     keep: int
@@ -53,6 +56,11 @@ class TrainConfig:
                 raise UserError(f'config.{key} is {getattr(self, key)}; it must be at least 1.')
         if not 0 <= self.seed < 2**31:
             raise UserError(f'config.seed is {self.seed}; it must lie between 0 and 2**31 - 1.')
+
+    @property
+    def schedule_steps(self) -> int:
+        """Updates until the learning rate's schedule ends."""
+        return self.steps
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -90,23 +98,34 @@ def model_config(section: dict, task: tasks.Task, pretrained: str = '') -> model
 class Stage(abc.ABC):
     """One training stage; a subclass says what it starts from and what a step is."""
 
-    def __init__(self, config: TrainConfig, section, workdir: Path):
+    def __init__(self, config: TrainConfig, section, workdir: Path, lora: LoraConfig | None = None):
         """Reads and checks everything that can be checked without device work."""
         self.config, self.workdir = config, workdir
         self.directory = StageDirectory(workdir, config.stage, section)
         self.seed = stage_seed(config.seed, config.stage)
         self.task, self.model = task_and_model(config)
         self.optimizer = read(
-            OptimizerConfig, config.optimizer, 'config.optimizer', steps=config.steps,
+            OptimizerConfig, config.optimizer, 'config.optimizer', steps=config.schedule_steps,
             learning_rate=config.learning_rate)
         self.mesh = sharding.make_mesh(config.mesh)
-        sharding.check_divisible('config.batch', config.batch, self.mesh)
-        self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk)
+        self._check_batch()
+        self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk, config.memory, lora)
         self.directory.check()
+
+    def _check_batch(self) -> None:
+        batch, parts = self.config.batch, self.config.memory.accumulate
+        sharding.check_divisible('config.batch', batch, self.mesh)
+        shards = sharding.batch_shards(self.mesh)
+        if batch % (parts * shards):
+            fits = [n for n in range(1, batch // shards + 1) if batch // shards % n == 0]
+            raise UserError(
+                f'config.memory.accumulate is {parts}, which does not divide the {batch // shards} problems that '
+                f'config.batch = {batch} has for each of the {shards} batch shards of the mesh; '
+                f'{", ".join(map(str, fits))} would.')
 
     @abc.abstractmethod
     def start(self) -> dict:
-        """The parameters of step 0, float32, on the mesh."""
+        """What is trained as it is at step 0, on the mesh."""
 
     @abc.abstractmethod
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], list[dict]]:
@@ -121,10 +140,10 @@ class Stage(abc.ABC):
             progress.say(f'{config.stage}: all {config.steps} steps are done already ({self.directory.path})')
             return
         if done:
-            state, _ = checkpoints.restore(learner.abstract_state(self.model, self.optimizer, self.mesh))
+            state, _ = checkpoints.restore(self.learner.abstract_state())
             progress.say(f'{config.stage}: goes on after step {done} of {config.steps} ({self.directory.path})')
         else:
-            state = learner.new_state(self.model, self.optimizer, self.mesh, self.start())
+            state = self.learner.new_state(self.start())
         self.directory.open()
         self.directory.truncate(done)
         history = read_jsonl(self.directory.path / 'metrics.jsonl')

@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from score_jax import model as lm
+from score_jax.learner import MemoryConfig
 
 AXES = ('data', 'fsdp', 'model')
 
@@ -22,6 +23,10 @@ def random_params(config: lm.ModelConfig, seed: int = 0) -> dict:
     return jax.tree.map(
         lambda p: rng.normal(0.0 if p.stddev else 1.0, 0.45, p.shape).astype(np.float32),
         lm.declare(config), is_leaf=lambda x: hasattr(x, 'stddev'))
+
+
+def memory(**changes) -> MemoryConfig:
+    return MemoryConfig(**{**dict(params='float32', moments='float32', remat='products', accumulate=1), **changes})
 
 
 def mesh_of(*shape: int) -> Mesh:

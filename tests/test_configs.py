@@ -13,7 +13,7 @@ from score_jax import objective, settings, tasks, train
 from score_jax.baselines.supervised import SupervisedConfig
 from score_jax.errors import UserError
 from score_jax.evaluate import EvaluateConfig, Evaluation
-from score_jax.learner import OptimizerConfig
+from score_jax.optimizer import OptimizerConfig
 from score_jax.model import ModelConfig
 from score_jax.reinforce import ReinforceConfig
 from score_jax.run import run

@@ -11,14 +11,15 @@ import pytest
 from enumeration import (
     compiled, exact_objective, expected_gradient, given, gradients_by_group, group_loss, groups_of, statistics, tables,
     turn_log_probs, world)
-from helpers import decoder_logits, log_softmax, mesh_of, random_params, tiny
+from helpers import decoder_logits, log_softmax, memory, mesh_of, random_params, tiny
 
-from score_jax import learner, rollout
+from score_jax import rollout
 from score_jax import model as lm
 from score_jax import objective as objectives
 from score_jax.errors import UserError
 from score_jax.learner import (
-    Learner, OptimizerConfig, TokenStatistics, policy_loss, token_statistics, tree_statistics)
+    Learner, TokenStatistics, gradient_in_parts, policy_loss, token_statistics, tree_statistics)
+from score_jax.optimizer import OptimizerConfig, round_at_random
 from score_jax.trajectory import Trajectory, shared_widths, turn_ends
 
 ALPHA, BETA1, BETA2 = 3.0, 0.3, 0.7
@@ -321,8 +322,8 @@ def test_statistics_are_those_of_the_full_softmax(head_chunk, temperature):
             assert got[row, 0] == 0
 
 
-def random_tree(forks, instruction=2, longest=4, given=False):
-    """A trajectory of two problems whose rows share turns; every response has a length of its own."""
+def random_tree(forks, instruction=2, longest=4, given=False, prompts=(3, 5)):
+    """A trajectory of problems whose rows share turns; every response has a length of its own."""
     rng, rows = np.random.default_rng(6), []
 
     def grow(tokens, turn, depth):
@@ -335,7 +336,7 @@ def random_tree(forks, instruction=2, longest=4, given=False):
             mark = -1 if given and depth == 1 and rng.integers(2) else depth
             grow(tokens + between + own, turn + [0] * len(between) + [mark] * len(own), depth + 1)
 
-    for prompt in (3, 5):
+    for prompt in prompts:
         grow(rng.integers(0, 8, prompt).tolist(), [0] * prompt, 1)
     width = 1 + max(len(tokens) for tokens, _ in rows)
     pad = [(tokens + [7] * (width - len(tokens)), turn + [0] * (width - len(turn))) for tokens, turn in rows]
@@ -452,11 +453,11 @@ def test_gradients_are_clipped_by_their_global_norm():
         np.testing.assert_allclose(np.append(updates['a'], updates['b']), -left * gradient, rtol=1e-4)
 
 
-def new_learner(**changes):
+def new_learner(kept=memory(), **changes):
     mesh = mesh_of(1, 1, 1)
-    update = Learner(CONFIG, optimizer(**changes), mesh, head_chunk=4)
+    update = Learner(CONFIG, optimizer(**changes), mesh, 4, kept)
     params = jax.tree.map(jnp.asarray, random_params(CONFIG))
-    return update, learner.new_state(CONFIG, update.optimizer, mesh, params)
+    return update, update.new_state(params)
 
 
 def test_imitation_raises_the_likelihood_of_the_own_tokens_alone():
@@ -529,6 +530,98 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_parameters():
         objective=resolve('stage2', baseline='leave_one_out'))
     assert metrics['skipped'] == 1 and np.isnan(metrics['loss'])
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True))
+
+
+@pytest.mark.parametrize('kl_estimator, baseline', [('exact', 'in_group'), ('sampled', 'batch_mean')])
+def test_a_gradient_in_parts_is_the_undivided_one(double, kl_estimator, baseline):
+    """Its baselines, rows without a verdict and given responses included."""
+    trajectory = random_tree((2, 2), given=True, prompts=(3, 5, 2, 4))
+    correct = np.random.default_rng(8).integers(0, 2, (16, 2)).astype(float)
+    correct[5, 1] = np.nan
+    params = jnp.asarray(np.random.default_rng(9).normal(size=8))
+
+    def statistics(params, part):  # whatever they may be: of a token, and of those before it
+        x = jnp.tanh(jnp.cumsum(params[part.tokens], axis=1))
+        return TokenStatistics(log_probs=-x**2, reference_log_probs=-jnp.abs(x), entropy=x, kl=(x - 0.3)**2)
+
+    def loss(stats):
+        return policy_loss(stats, trajectory, jnp.asarray(correct), resolve('stage2', kl_estimator, baseline), (2, 2))
+
+    expected, metrics = jax.grad(lambda p: loss(statistics(p, trajectory)), has_aux=True)(params)
+    got, of_parts = gradient_in_parts(
+        statistics, loss, params, trajectory, problems=4, parts=2, first_pass=kl_estimator == 'sampled')
+    assert np.abs(got - expected).max() < 1e-6 * np.abs(expected).max() and np.abs(expected).max() > 0.1
+    assert jax.tree.map(float, of_parts) == pytest.approx(jax.tree.map(float, metrics), rel=1e-9)
+
+
+def test_an_update_in_parts_is_the_undivided_one():
+    """Whatever the backward pass keeps; parts of a tree are trees."""
+    trajectory = random_tree((2, 2), prompts=(3, 5))
+    correct = np.random.default_rng(8).integers(0, 2, (8, 2)).astype(np.float32)
+    reference, widths = random_params(CONFIG, 1), shared_widths(trajectory, (2, 2), 1)
+    states = []
+    for kept in (memory(), memory(accumulate=2, remat='nothing')):
+        update, state = new_learner(kept, clip_norm=1e3, adam_eps=1.0)
+        states.append(update.reinforce(
+            state, reference, trajectory, correct, objective=resolve('stage2'), forks=(2, 2), temperature=1.0,
+            widths=widths)[0])
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):  # the first moments among them are the gradient's tenth
+        assert np.linalg.norm(a - b) <= 3e-6 * np.linalg.norm(a)
+
+
+def test_imitation_in_parts_weighs_every_token_alike():
+    turn = (np.arange(10) > np.array([[2], [8], [5], [7]])).astype(np.int32)
+    tokens = np.concatenate([TOKENS, TOKENS[:1]])
+    states = []
+    for parts in (1, 4):
+        update, state = new_learner(memory(accumulate=parts), clip_norm=1e3, adam_eps=1.0)
+        states.append(update.imitate(state, tokens, turn)[0])
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        assert np.linalg.norm(a - b) <= 3e-6 * np.linalg.norm(a)
+
+
+def test_rounding_at_random_gives_a_neighbour_and_keeps_the_mean():
+    x = jnp.full(20_000, 1 + 2**-7 * 0.3, jnp.float32)  # neighbours in bfloat16 are 1 and 1 + 2**-7
+    rounded = np.asarray(round_at_random(x, jax.random.key(0)).astype(jnp.float32))
+    assert set(rounded) == {1, 1 + 2**-7} and (rounded > 1).mean() == pytest.approx(0.3, abs=0.02)
+    exact = jnp.asarray([0.0, -1.5, 2.0**-20, jnp.inf], jnp.bfloat16)
+    assert (round_at_random(exact.astype(jnp.float32), jax.random.key(1)) == exact).all()
+
+
+def test_steps_far_below_the_precision_of_bfloat16_add_up():
+    """And what is kept in it is: parameters and both moments, of a state whose next is a function of it alone."""
+    update, state = new_learner(memory(params='bfloat16', moments='bfloat16'), learning_rate=1e-4)
+    kept = [x.dtype for x in jax.tree.leaves(state) if x.ndim]
+    assert set(kept) == {jnp.dtype(jnp.bfloat16)} and len(kept) == 3 * len(jax.tree.leaves(state.params))
+    copy, before = (jax.tree.map(jnp.copy, state) for _ in range(2))
+    turn = np.ones_like(TOKENS)
+    for _ in range(20):
+        state, _ = update.imitate(state, TOKENS, turn)
+        copy, _ = update.imitate(copy, TOKENS, turn)
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(copy), strict=True))
+    exact, other = new_learner(learning_rate=1e-4)
+    for _ in range(20):
+        other, _ = exact.imitate(other, TOKENS, turn)
+    moved, expected = (
+        np.concatenate([np.ravel(b.astype(jnp.float32) - a) for a, b in zip(
+            jax.tree.leaves(before.params), jax.tree.leaves(after.params))]) for after in (state, other))
+    slope = moved @ expected / (expected @ expected)
+    assert slope == pytest.approx(1, abs=0.25)
+
+
+def test_a_reference_in_the_hosts_memory_says_the_same():
+    trajectory = random_tree((2, 2))
+    correct = np.random.default_rng(8).integers(0, 2, (8, 2)).astype(np.float32)
+    update, _ = new_learner()
+    shardings = lm.shardings(CONFIG, update.mesh)
+    on_host = jax.tree.map(lambda s: s.with_memory_kind('pinned_host'), shardings)
+    losses = []
+    for place in (shardings, on_host):
+        _, metrics = update.reinforce(
+            new_learner()[1], jax.device_put(random_params(CONFIG, 1), place), trajectory, correct,
+            objective=resolve('stage2'), forks=(2, 2), temperature=1.0)
+        losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
+    assert losses[0] == losses[1]
 
 
 def test_metrics_count_the_tokens_of_each_turn():

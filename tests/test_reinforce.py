@@ -11,7 +11,7 @@ import pytest
 from helpers import mesh_of
 
 from configs import stage1
-from score_jax import learner, offline, sharding
+from score_jax import offline, sharding
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.offline import FirstAttempts, OfflineConfig
@@ -40,7 +40,7 @@ def lines(workdir: Path, name: str) -> list[dict]:
 
 def final_state(workdir: Path) -> list[np.ndarray]:
     made = stage(workdir)
-    like = learner.abstract_state(made.model, made.optimizer, made.mesh)
+    like = made.learner.abstract_state()
     return [np.asarray(x) for x in jax.tree.leaves(Checkpoints(workdir / 'stage1' / 'checkpoints').restore(like)[0])]
 
 

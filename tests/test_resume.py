@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from configs import stage1
-from score_jax import learner
 from score_jax.baselines.supervised import Supervised
 from score_jax.checkpoint import Checkpoints
 from score_jax.reinforce import Reinforce
@@ -85,7 +84,7 @@ def final_state(workdir: Path, stage: str) -> list[np.ndarray]:
     config = stage1.get_config()
     config.update_from_flattened_dict(TINY)
     made = Supervised(config.before, workdir) if stage == 'base' else Reinforce(config, workdir)
-    like = learner.abstract_state(made.model, made.optimizer, made.mesh)
+    like = made.learner.abstract_state()
     state, meta = Checkpoints(workdir / stage / 'checkpoints').restore(like)
     assert int(state.step) == STEPS and meta['stage'] == stage
     return [np.asarray(x) for x in jax.tree.leaves(state)]

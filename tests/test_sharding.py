@@ -5,13 +5,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import mesh_of, random_params, tiny
+from helpers import memory, mesh_of, random_params, tiny
 from jax.sharding import PartitionSpec
 
-from score_jax import learner, objective, rollout, sharding
+from score_jax import objective, rollout, sharding
 from score_jax import model as lm
 from score_jax.errors import UserError
-from score_jax.learner import Learner, OptimizerConfig
+from score_jax.learner import Learner
+from score_jax.optimizer import OptimizerConfig
 from score_jax.sharding import MeshConfig, check_divisible, make_mesh, named_sharding
 
 CONFIG = tiny(tied=False)
@@ -30,10 +31,10 @@ PROMPTS = [[1], [2, 3, 4], [5, 6], [7]]
 def train(*shape: int):
     """Three steps of sampling and reinforcement on a mesh: trajectories and losses on the host, the last state."""
     mesh = mesh_of(*shape)
-    update = Learner(CONFIG, OPTIMIZER, mesh, head_chunk=8)
+    update = Learner(CONFIG, OPTIMIZER, mesh, 8, memory())
     def placed(seed):
         return jax.device_put(random_params(CONFIG, seed), lm.shardings(CONFIG, mesh))
-    state, reference = learner.new_state(CONFIG, OPTIMIZER, mesh, placed(0)), placed(1)
+    state, reference = update.new_state(placed(0)), placed(1)
     trajectories, losses = [], []
     for step in range(3):
         trajectory = rollout.sample(

@@ -22,6 +22,12 @@ import jax.numpy as jnp
 
 from score_jax.model.config import ModelConfig
 
+# What the backward pass finds kept of a layer; the rest it computes again.
+REMAT = {
+    'everything': jax.checkpoint_policies.everything_saveable,
+    'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # those with weights
+    'nothing': jax.checkpoint_policies.nothing_saveable,  # but what goes into the layer
+}
 _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -128,7 +134,21 @@ def _linear(x, w, contracted: int = 1, **kwargs):
     return flat.reshape(*leading, *w.shape[contracted:])
 
 
-def forward(params, config: ModelConfig, tokens, positions, cache: Cache | None = None):
+def _fetch(tree):
+    """Arrays that lie in the host's memory, on the device; the others as they are."""
+    def of(x):
+        on_host = jax.typeof(x).memory_space == jax.memory.Space.Host
+        return jax.device_put(x, jax.memory.Space.Device) if on_host else x
+    return jax.tree.map(of, tree)
+
+
+def fetch_all_but_layers(params) -> dict:
+    """Parameters that lie in the host's memory, on the device but for the layers: `forward` fetches these one by one."""
+    return {name: value if name == 'layers' else _fetch(value) for name, value in params.items()}
+
+
+def forward(
+    params, config: ModelConfig, tokens, positions, cache: Cache | None = None, *, remat: str = 'products'):
     """Final hidden states of `tokens`, on top of what the cache holds.
 
     Args:
@@ -138,6 +158,7 @@ def forward(params, config: ModelConfig, tokens, positions, cache: Cache | None 
         `arange(T)` in every row.
       cache: keys and values of earlier positions; those of `tokens` are written into it.
         Positions at or beyond `cache.slots` are dropped.
+      remat: row of `REMAT`. The products are less memory than everything, and on most devices faster too.
 
     Returns:
       hidden `[B, T, D]` after the final norm, and the cache with the new keys and values (None without one).
@@ -158,11 +179,10 @@ def forward(params, config: ModelConfig, tokens, positions, cache: Cache | None 
         frequencies = _frequencies(config, local)
         return _rotate(q, positions, frequencies), _rotate(k, positions, frequencies), v
 
-    # The backward pass keeps the products with weights and computes the rest again: less memory, and faster too.
-    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    @functools.partial(jax.checkpoint, policy=REMAT[remat])
     def layer(x, inputs):
         p, kv, local = inputs
-        p = jax.tree.map(lambda w: w.astype(dtype), p)
+        p = jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
         q, k, v = projections(p, norm(x, p['attention_norm']), local)
         if kv is not None:
             k = kv.keys.at[rows, positions].set(k, mode='drop')
