@@ -210,7 +210,7 @@ class Evaluation:
         """A row of attempts.json."""
         config, problems = self.config.attempts, self.problems[:self.config.attempts.problems]
         sampling = self._sampler(config.temperature, config.turns)
-        needed = self._longest_prompt + config.turns * (sampling.max_tokens + self._length(self.task.instruction))
+        needed = self._longest_prompt + config.turns * (sampling.max_tokens + self._length(self.task.instruction) + 1)
         sampling = dataclasses.replace(sampling, max_length=needed)  # what two turns are limited to is too short
 
         def make(params: dict) -> tuple[dict, list[dict]]:
@@ -251,9 +251,10 @@ def _shown(row: dict) -> str:
 def figures(task: tasks.Task, problems: list, attempts: list[list[grading.Attempt]]) -> dict:
     """What a row of results.json says of rollouts, as many of each problem: the figures with their intervals.
 
-    Beside those of `metrics.transitions`: `edit_distance` from the first to the last response, and its histogram by
-    outcome, `edit_histogram`; `truncated_turnN` and `no_answer_turnN`. Rollouts whose grader failed are left out, and counted as `dropped`. Where the task tells problems apart, `by` has
-    the same figures for each group, such as `by['level']['3']`.
+    Those of `metrics.transitions`; `edit_distance` from the first to the last response, and its histogram by outcome,
+    `edit_histogram`; `truncated_turnN` and `no_answer_turnN`. Rollouts whose grader failed are left out, and counted as
+    `dropped`. Where the task tells problems apart, `by` has the same figures for each group, such as
+    `by['level']['3']`.
     """
     correct, changed = grading.rewards(attempts), grading.changed(attempts)
     problem = np.repeat(np.arange(len(problems)), len(correct) // len(problems))
