@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common, tasks
+from configs import common, models, tasks
 
 # A look at the whole path in seconds, not a result.
 PRESETS = {
@@ -10,7 +10,7 @@ PRESETS = {
     # Everything that can be measured: it takes several times as long.
     'full': {'methods': ('base', 'self_refine', 'stage1', 'stage2'), 'attempts.turns': 10, 'scaling.samples': 64},
     'three_turns': {'turns': 3, 'methods': ('base', 'stage1', 'stage1b', 'stage2')},
-    **tasks.EVALUATE_PRESETS}
+    **tasks.EVALUATE_PRESETS, **models.EVALUATE_PRESETS}
 
 
 def get_config(preset: str = '') -> ConfigDict:

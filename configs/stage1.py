@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from configs import base, common, tasks
+from configs import base, common, models, tasks
 
-PRESETS = common.REINFORCE_PRESETS
+PRESETS = common.REINFORCE_PRESETS | models.STAGE1_PRESETS
 
 
 def get_config(preset: str = '') -> ConfigDict:
@@ -12,7 +12,7 @@ def get_config(preset: str = '') -> ConfigDict:
     config.start_from = 'base'  # a stage, the path of a Hugging Face model, or 'random': parameters that know nothing
     if preset in tasks.REINFORCE_PRESETS:
         config.start_from = 'random'
-    else:
+    elif preset not in models.STAGE1_PRESETS:
         config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
     config.steps = 500  # updates in all
     config.learning_rate = 1.5e-3  # at its highest

@@ -2,10 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, models
 
 # After Stage I(b): every turn counts, and its gain over the turn before.
-PRESETS = common.REINFORCE_PRESETS | {
+PRESETS = common.REINFORCE_PRESETS | models.STAGE2_PRESETS | {
     'three_turns': {'turns': 3, 'start_from': 'stage1b', 'group.second': 2, 'group.later': 2}}
 
 

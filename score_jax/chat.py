@@ -173,6 +173,14 @@ def chat(tokenizer: SentencePiece | HuggingFace, name: str, directory: Path) -> 
     return made
 
 
+def suited(tokenizer: SentencePiece | HuggingFace, directory: Path) -> str:
+    """The name of the format that a model with a chat template has the tokens of; '' if there is no template or none."""
+    def has(form: Format) -> bool:
+        return all(tokenizer.special_token(name) is not None for name in _SPECIAL.findall(form.turn('user')))
+
+    return next((name for name, form in FORMATS.items() if template(directory) and has(form)), '')
+
+
 def template(directory: Path) -> tuple[Path, str] | None:
     """The chat template of a model and the file that has it; None if there is none."""
     file = directory / 'chat_template.jinja'

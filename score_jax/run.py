@@ -40,14 +40,15 @@ def _build(section, workdir: Path, alone: bool):
 
 def _sections(config, workdir: Path) -> list:
     """The configs of the stages to run: those of a pipeline; a stage with what must come before it."""
-    if config.get('kind') == 'pipeline':
-        shared = {'seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh'}
+    if config.get('kind') in ('pipeline', 'study'):
+        shared = {'seed', 'seeds', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh'}
         unread = set(config.keys()) - {'kind', 'order'} - shared - set(config.order)
         if unread or not set(config.order) <= set(config.keys()):
             raise UserError(
                 f'config.order is {tuple(config.order)}; it must name sections of the config, and every section '
                 f'({", ".join(sorted(unread)) or "none left over"}).')
-        return [config[name] for name in config.order]
+        made = {'base'} if config.pretrained else set()
+        return [config[name] for name in config.order if name not in made]
     if config.get('kind') != 'reinforce':
         return [config]
     settings.read(ReinforceConfig, config)  # names what is missing before anything is looked for

@@ -1,0 +1,53 @@
+"""Presets for open models: `--config=configs/stage1.py:NAME --config.pretrained=DIRECTORY`, then stage2.py, evaluate.py.
+
+The directory is that of a Hugging Face model tuned to chat; for one that was not, add `--config.chat=''`. What the paper
+gives is the paper's (optimiser, learning rate, steps, batch, alpha, beta1, beta2, temperature): of its steps each stage
+has half, and its batch counts rollouts. The rest is not given there: groups, lengths, warm-up.
+"""
+
+from configs import tasks
+
+_LEAD = '\n\nSolution:'  # leads on to the answer where there is no chat that does
+_MATHS = dict(
+    prompt=tasks.TASKS['math']['prompt'].removesuffix(_LEAD).replace('Problem: ', ''),
+    instruction=tasks.TASKS['math']['instruction'].removesuffix(_LEAD), max_prompt=512)
+_MODELS = {
+    'math-gemma2-2b': ('gemma', '/path/to/gemma-2-2b-it', tasks.TASKS['math'] | _MATHS),
+    'math-qwen2.5-1.5b': ('qwen', '/path/to/Qwen2.5-1.5B-Instruct', tasks.TASKS['math'] | _MATHS),
+    'mbpp-qwen2.5-coder-1.5b': (
+        'qwen', '/path/to/Qwen2.5-Coder-1.5B-Instruct',
+        tasks.TASKS['mbpp'] | dict(prompt='{problem}\n\nWrite the program between ```python and ```.')),
+    'gsm8k-qwen2.5-0.5b': ('qwen', '/path/to/Qwen2.5-0.5B-Instruct', tasks.TASKS['gsm8k'] | _MATHS),
+    'colab-gemma3-270m-lora': ('gemma', '/path/to/gemma-3-270m-it', tasks.TASKS['gsm8k'] | _MATHS),
+}
+_LONG = {'rollout.max_tokens': 768, 'rollout.max_length': 2304, 'rollout.chunk': 256}  # a prompt of 512 tokens and 2 turns
+_SHORT = {'rollout.max_tokens': 320, 'rollout.max_length': 1280, 'rollout.chunk': 128}
+_CODE = {'rollout.max_tokens': 512, 'rollout.max_length': 3328, 'rollout.chunk': 256}
+_ROLLOUT = {
+    'math-gemma2-2b': _LONG, 'math-qwen2.5-1.5b': _LONG, 'mbpp-qwen2.5-coder-1.5b': _CODE, 'gsm8k-qwen2.5-0.5b': _SHORT,
+    'colab-gemma3-270m-lora': _SHORT}
+_GROUP = {'group.first': 4, 'group.second': 2, 'optimizer.schedule': 'constant', 'log_every': 5}
+_MATH = {'learning_rate': 5e-6, 'steps': 1500, 'batch': 64, **_GROUP}
+_STAGE = {
+    'math-gemma2-2b': _MATH, 'math-qwen2.5-1.5b': _MATH,
+    'mbpp-qwen2.5-coder-1.5b': {'learning_rate': 1e-5, 'steps': 750, 'batch': 16, **_GROUP},
+    'gsm8k-qwen2.5-0.5b': _MATH | {'steps': 500, 'batch': 32},
+    'colab-gemma3-270m-lora': _MATH | {'learning_rate': 1e-4, 'steps': 100, 'batch': 8},
+}
+_BETA2 = {name: 0.25 if name.startswith('mbpp') else 0.1 for name in _MODELS}
+
+SHARED_PRESETS = {
+    name: {
+        'task': task, 'pretrained': directory, 'chat': chat, 'model.dtype': 'bfloat16', 'mesh.data': 1, 'mesh.fsdp': -1}
+    for name, (chat, directory, task) in _MODELS.items()}
+STAGE1_PRESETS = {
+    name: shared | _ROLLOUT[name] | _STAGE[name] | {'objective.beta1': 0.01, 'objective.beta2': _BETA2[name]}
+    for name, shared in SHARED_PRESETS.items()}
+STAGE2_PRESETS = {
+    name: shared | _ROLLOUT[name] | _STAGE[name] | {'objective.alpha': 10.0, 'objective.beta1': 0.01}
+    for name, shared in SHARED_PRESETS.items()}
+# Greedy, as in the paper, on MATH500, HumanEval and 1,280 of the 1,319 test problems of GSM8K.
+_MEASURED = {'math': {'problems': 500}, 'mbpp': {'split': 'humaneval', 'problems': 164}}
+EVALUATE_PRESETS = {
+    name: shared | _ROLLOUT[name] | {'temperatures': (0.0,), 'batch': 64, 'problems': 1280}
+    | _MEASURED.get(name.partition('-')[0], {}) for name, shared in SHARED_PRESETS.items()}
