@@ -12,7 +12,8 @@ from configs import common, stage1, stage2
 
 _BETA1 = stage2.get_config().objective.beta1
 # Without Stage I: from the base, with the updates of both stages.
-_ONE_STAGE = {'start_from': 'base', 'steps': stage1.get_config().steps + stage2.get_config().steps}
+_ONE_STAGE = {
+    'start_from': 'base', 'steps': stage1.get_config().steps + stage2.get_config().steps, 'learning_rate': 1e-3}
 PRESETS = {
     'single_turn': _ONE_STAGE | {'objective': common.objective('single_turn', beta1=_BETA1)},
     'multi_turn': _ONE_STAGE | {'objective': common.objective('multi_turn', beta1=_BETA1)},

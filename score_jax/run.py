@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from score_jax import checkpoint, progress, settings
+from score_jax import checkpoint, progress, settings, study
+from score_jax.baselines.pairs import Pairs
 from score_jax.baselines.supervised import Supervised
 from score_jax.errors import UserError
 from score_jax.evaluate import Evaluation
 from score_jax.reinforce import Reinforce, ReinforceConfig, pretrained
 from score_jax.workdir import StageDirectory
 
-KINDS = {'supervised': Supervised, 'reinforce': Reinforce, 'evaluate': Evaluation}
+KINDS = {'supervised': Supervised, 'pairs': Pairs, 'reinforce': Reinforce, 'evaluate': Evaluation}
 
 
 def run(config, workdir: Path) -> None:
@@ -22,6 +23,25 @@ def run(config, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir={workdir} is a file; it must be a folder, or not exist yet.')
+    if config.get('kind') == 'study':
+        _study(config, workdir)
+    else:
+        _run(config, workdir)
+
+
+def _study(config, workdir: Path) -> None:
+    """A pipeline for each seed, in a folder of its own, and the tables over all seeds that have results."""
+    seeds = config.get('seeds')
+    if not isinstance(seeds, (tuple, list)) or not seeds or len({*seeds}) < len(seeds):
+        raise UserError(f'config.seeds is {seeds!r}; it must be a tuple of different seeds, at least one.')
+    for seed in seeds:
+        config.seed = seed  # the sections follow
+        progress.say(f'study: seed {seed} of {tuple(seeds)}')
+        _run(config, study.folder(workdir, seed))
+        progress.say(f'study: {study.write(workdir)[1]} has the tables of all seeds that have results')
+
+
+def _run(config, workdir: Path) -> None:
     sections = _sections(config, workdir)
     stages = [_build(section, workdir, alone=len(sections) == 1) for section in sections]
     for stage in stages:
@@ -31,7 +51,7 @@ def run(config, workdir: Path) -> None:
 def _build(section, workdir: Path, alone: bool):
     kind = section.get('kind')
     if kind not in KINDS:
-        raise UserError(f'config.kind is {kind!r}; it must be one of {", ".join([*KINDS, "pipeline"])}.')
+        raise UserError(f'config.kind is {kind!r}; it must be one of {", ".join([*KINDS, "pipeline", "study"])}.')
     try:
         return KINDS[kind](section, workdir)
     except UserError as error:

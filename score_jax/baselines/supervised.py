@@ -35,17 +35,23 @@ class SupervisedConfig(TrainConfig):
                 f'config.practice_steps is {self.practice_steps}; it must lie between 0 and config.steps, {self.steps}.')
 
 
-def encode_dialogue(task: tasks.Task, problem, responses: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Tokens and turns of a dialogue, laid out as the rollout lays it out; every response has its end token."""
-    tokens = tasks.prompt_tokens(task, problem)
-    turn = [0] * len(tokens)
-    instruction = task.tokenizer.encode(task.instruction)
-    for i, response in enumerate(responses):
-        own = [*task.tokenizer.encode(response), task.tokenizer.end_tokens[0]]
+def lay_out(
+    prompt: list[int], instruction: list[int], responses: Sequence[list[int]], trained: Sequence[bool],
+) -> tuple[list[int], list[int]]:
+    """Tokens and turns of a dialogue as the rollout lays it out; the turn of a response that is not trained is 0."""
+    tokens, turn = list(prompt), [0] * len(prompt)
+    for i, (own, train) in enumerate(zip(responses, trained, strict=True)):
         between = instruction if i else []
         tokens += [*between, *own]
-        turn += [0] * len(between) + [i + 1] * len(own)
+        turn += [0] * len(between) + [(i + 1) * train] * len(own)
     return tokens, turn
+
+
+def encode_dialogue(task: tasks.Task, problem, responses: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Tokens and turns of a dialogue in words, all of it trained; every response has its end token."""
+    own = [[*task.tokenizer.encode(response), task.tokenizer.end_tokens[0]] for response in responses]
+    return lay_out(
+        tasks.prompt_tokens(task, problem), task.tokenizer.encode(task.instruction), own, [True] * len(own))
 
 
 class Supervised(Stage):
@@ -58,7 +64,8 @@ class Supervised(Stage):
         progress.say(f'{self.config.stage}: starts from random parameters (seed {self.config.seed})')
         key = jax.random.key(self.seed)
         return jax.jit(
-            lambda: model.initialise(self.model, key), out_shardings=model.shardings(self.model, self.mesh))()
+            lambda: model.initialise(self.model, key, self.config.memory.params),
+            out_shardings=model.shardings(self.model, self.mesh))()
 
     def step(self, state, step: int):
         habits = self.config.practice if step < self.config.practice_steps else self.config.habits
