@@ -102,6 +102,12 @@ def reinforce(stage: str) -> ConfigDict:
     """The keys of every stage of reinforcement learning."""
     config = training(stage)
     config.kind = 'reinforce'  # what runs it, see score_jax/run.py
+    config.lora = ConfigDict(dict(
+        rank=0,  # of the adapters that are trained beside frozen parameters; 0 trains all parameters
+        alpha=16.0,  # their products are multiplied by alpha / rank
+        targets='layers/(query|key|value|out|gate|up|down)',  # pattern of the parameters that have one
+    ))
+    config.reference_on_host = False  # it lies in the host's memory, from where each layer is fetched when it is needed
     config.reference = 'base'  # the other side of the KL; may be what start_from may be
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
     config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second

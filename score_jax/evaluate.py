@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from score_jax import (
-    checkpoint, grading, hf, metrics, model, progress, report, rollout, scaling, settings, sharding, tasks)
+    checkpoint, grading, hf, metrics, model, progress, report, rollout, scaling, settings, sharding, sources, tasks)
 from score_jax.baselines import self_refine
 from score_jax.baselines.self_refine import SelfRefineConfig
 from score_jax.errors import UserError
@@ -171,7 +171,7 @@ class Evaluation:
                 return saved['row'], saved['samples']
         row, samples = make(
             hf.load(directory, self.mesh, 'float32')[1] if directory else
-            checkpoints.restore_params(model.abstract(self.model, self.mesh)))
+            sources.restore(checkpoints, self.model, self.mesh))
         row = {'method': method, 'seed': self.config.seed} | row
         write_json(cache, {'source': source, 'row': row, 'samples': samples})
         progress.say(f'{said}: {_shown(row)}')

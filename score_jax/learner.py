@@ -38,7 +38,8 @@ class MemoryConfig:
     def __post_init__(self):
         for key in ('params', 'moments'):
             if getattr(self, key) not in FLOATS:
-                raise UserError(f'config.memory.{key} is {getattr(self, key)!r}; it must be one of {", ".join(FLOATS)}.')
+                raise UserError(
+                    f'config.memory.{key} is {getattr(self, key)!r}; it must be one of {", ".join(FLOATS)}.')
         if self.remat not in lm.REMAT:
             raise UserError(f'config.memory.remat is {self.remat!r}; it must be one of {", ".join(lm.REMAT)}.')
         if self.accumulate < 1:

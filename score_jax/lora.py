@@ -11,6 +11,7 @@ one, `{}`, is the base itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -80,15 +81,18 @@ def adapt(base: dict, adapters: dict, lora: LoraConfig) -> dict:
     return base | {'layers': layers}
 
 
-@jax.jit
-def _merged(w: lm.Adapted) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=('dtype',))
+def _merged(w: lm.Adapted, dtype) -> jax.Array:
     rank = w.a.shape[-1]
     product = jnp.matmul(
         w.a.reshape(len(w.a), -1, rank), w.b.reshape(len(w.b), rank, -1), preferred_element_type=jnp.float32)
-    return (w.weight.astype(jnp.float32) + w.scale * product.reshape(w.weight.shape)).astype(w.weight.dtype)
+    return (w.weight.astype(jnp.float32) + w.scale * product.reshape(w.weight.shape)).astype(dtype)
 
 
-def merge(params: dict) -> dict:
-    """Plain parameters that give what adapted ones give, in the base's type."""
-    return jax.tree.map(
-        lambda w: _merged(w) if isinstance(w, lm.Adapted) else w, params, is_leaf=lambda w: isinstance(w, lm.Adapted))
+def merge(params: dict, dtype=None) -> dict:
+    """Plain parameters that give what adapted ones give, in `dtype`; None: each in the base's."""
+    def plain(w):
+        if isinstance(w, lm.Adapted):
+            return _merged(w, jnp.dtype(dtype or w.weight.dtype))
+        return w.astype(dtype or w.dtype)
+    return jax.tree.map(plain, params, is_leaf=lambda w: isinstance(w, lm.Adapted))

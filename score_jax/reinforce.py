@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    checkpoint, grading, hf, metrics, model, monitor, objective, offline, progress, rollout, settings, sharding, tasks)
+    grading, lora, metrics, model, monitor, objective, offline, progress, rollout, settings, sharding, sources, tasks)
+from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
 from score_jax.jsonl import read_jsonl
+from score_jax.lora import LoraConfig
 from score_jax.offline import OfflineConfig
+from score_jax.sources import RANDOM, stage_checkpoints, weights
 from score_jax.train import Stage, TrainConfig, stage_seed
 from score_jax.trajectory import shared_widths
 from score_jax.workdir import StageDirectory
-
-RANDOM = 'random'  # in place of a stage's name: freshly initialised parameters
-_BASE = 'base'  # the stage that `config.pretrained` stands for
 
 # How far the sampler's log-probabilities may lie from the learner's on the first step of a run.
 _LOG_PROB_TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.25}
@@ -57,6 +55,8 @@ class ReinforceConfig(TrainConfig):
 
     start_from: str
     reference: str
+    reference_on_host: bool
+    lora: LoraConfig
     before: dict
     turns: int
     group: GroupConfig
@@ -77,37 +77,14 @@ def sampler(config: SamplingConfig, task: tasks.Task, turns: int, temperature: f
 
 def pretrained(config) -> str:
     """The directory that says a stage's model: what it starts from or is held to, if that is one, else `pretrained`."""
-    return next((name for name in (config.start_from, config.reference) if '/' in name), config.pretrained)
-
-
-def weights(stage: str, directory: str) -> Path | None:
-    """The directory of a Hugging Face model that `stage` means: a path, or the base where `directory` stands for it.
-
-    None: a stage of the workdir, or random parameters.
-    """
-    found = stage if '/' in stage else directory if stage == _BASE else ''
-    return Path(found).expanduser() if found else None
-
-
-def stage_checkpoints(workdir: Path, stage: str) -> checkpoint.Checkpoints:
-    """The checkpoints of a stage that must be there, to its end; `UserError` says what to run if they are not."""
-    directory = StageDirectory(workdir, stage, {}).checkpoints
-    if not checkpoint.exists(directory):
-        raise UserError(
-            f'{directory} holds no checkpoint of {stage!r}; first run '
-            f'python launch/main.py --config=configs/{stage}.py --workdir={workdir}')
-    checkpoints = checkpoint.Checkpoints(directory)
-    steps, latest = StageDirectory(workdir, stage, {}).saved_config().get('steps', 0), checkpoints.latest()
-    if latest < steps:
-        raise UserError(
-            f'{directory} is at step {latest} of {steps}; run {stage!r} to its end first: '
-            f'python launch/main.py --config=configs/{stage}.py --workdir={workdir}')
-    return checkpoints
-
-
-@functools.partial(jax.jit, static_argnames=('config', 'mesh', 'dtype'))
-def _initialise(config: model.ModelConfig, mesh: jax.sharding.Mesh, key, dtype) -> dict:
-    return jax.lax.with_sharding_constraint(model.initialise(config, key, dtype), model.shardings(config, mesh))
+    for key in ('start_from', 'reference'):
+        if '/' in getattr(config, key):
+            if not Path(getattr(config, key)).expanduser().is_dir():
+                raise UserError(
+                    f'config.{key} is {getattr(config, key)!r}, which is no directory; name that of a Hugging Face '
+                    'model, or a stage.')
+            return getattr(config, key)
+    return config.pretrained
 
 
 class Reinforce(Stage):
@@ -118,7 +95,9 @@ class Reinforce(Stage):
     def __init__(self, section, workdir: Path):
         config = settings.read(ReinforceConfig, section)
         config = dataclasses.replace(config, pretrained=pretrained(config))
-        super().__init__(config, settings.plain(section) | {'pretrained': config.pretrained}, workdir)
+        super().__init__(
+            config, settings.plain(section) | {'pretrained': config.pretrained}, workdir,
+            config.lora if config.lora.rank else None)
         self.objective = objective.read(config.objective, config.turns)
         self.forks = config.group.forks(config.turns)
         for key, least in (('sample_every', 1), ('samples', 0)):
@@ -136,10 +115,25 @@ class Reinforce(Stage):
             raise UserError('config.temperature is 0; training samples, so it must be positive.')
         self._instruction = tasks.instruction_tokens(self.task)
         self.sampler.check_length(self.task.longest_prompt('train'), len(self._instruction))
-        self._reference = None
+        if self.learner.lora:
+            lora.declare(self.model, self.learner.lora)  # refuses targets that are none
+        if config.reference_on_host:
+            self._check_host()
+        self._frozen: tuple[dict, dict | None] | None = None
         self._first_attempts: offline.FirstAttempts | None = None
         self._history: list[dict] | None = None
         self._gap_checked = False
+
+    def _check_host(self) -> None:
+        if self.learner.lora:
+            raise UserError(
+                'config.reference_on_host is True, but with config.lora the reference is the base, which the policy '
+                'needs on the devices; set it to False, or config.lora.rank to 0.')
+        kinds = {memory.kind for memory in self.mesh.devices.flat[0].addressable_memories()}
+        if 'pinned_host' not in kinds:
+            raise UserError(
+                f'config.reference_on_host is True, but the devices here have no memory of the host that they can read '
+                f"('pinned_host'), only {', '.join(sorted(kinds))}; set it to False.")
 
     def start(self) -> dict:
         config = self.config
@@ -156,33 +150,51 @@ class Reinforce(Stage):
             progress.say(
                 f'{config.stage}: starts from {config.start_from}, step {checkpoints.latest()} '
                 f'({checkpoints.directory})')
-        return parameters(jnp.float32)
+        if self.learner.lora:
+            self._reference_adapters()
+            return self._adapters_of(config.start_from) or sources.new_adapters(
+                self.model, self.learner.lora, self.mesh, self.seed)
+        return lora.merge(parameters(config.memory.params), config.memory.params)
 
-    def _parameters_of(self, stage: str) -> Callable[[jnp.dtype], dict]:
+    def _parameters_of(self, stage: str):
         """What gives the parameters of a stage in a dtype; `UserError` at once if there are none.
 
         Random ones are a function of `config.seed` alone: the same for every stage of a workdir.
         """
-        if directory := weights(stage, self.config.pretrained):
-            self._check_shape(directory)
-            return lambda dtype: hf.load(directory, self.mesh, jnp.dtype(dtype).name)[1]
-        if stage != RANDOM:
-            checkpoints = stage_checkpoints(self.workdir, stage)
-            return lambda dtype: checkpoints.restore_params(model.abstract(self.model, self.mesh, dtype))
-        key = jax.random.key(stage_seed(self.config.seed, RANDOM))
-        return lambda dtype: _initialise(self.model, self.mesh, key, dtype)
+        return sources.find(
+            stage, self.workdir, self.model, self.mesh, pretrained=self.config.pretrained,
+            seed=stage_seed(self.config.seed, RANDOM))
 
-    def _check_shape(self, directory: Path) -> None:
-        found = dataclasses.replace(hf.check(directory), dtype=self.model.dtype)
-        if found != self.model:
+    def meta(self) -> dict:
+        return {'lora': self._lora_record()} if self.learner.lora else {}
+
+    def _lora_record(self) -> dict:
+        """What the adapters are, and what they stand beside."""
+        return sources.lora_record(
+            self.config.start_from, self.workdir, self.learner.lora, self.config.memory.params,
+            pretrained=self.config.pretrained, seed=stage_seed(self.config.seed, RANDOM))
+
+    def _adapters_of(self, stage: str) -> dict:
+        """The adapters of a stage; `{}` where it has none."""
+        if not sources.saved_lora(stage, self.workdir, self.config.pretrained):
+            return {}
+        return stage_checkpoints(self.workdir, stage).restore_params(self.learner.abstract_params())
+
+    def _reference_adapters(self) -> dict:
+        """Those that make the reference of the base; `UserError` if it is no such thing."""
+        config, which = self.config, (self.learner.lora, self.config.memory.params)
+        there = sources.lora_record(
+            config.reference, self.workdir, *which, pretrained=config.pretrained, seed=stage_seed(config.seed, RANDOM))
+        if there != self._lora_record():
             raise UserError(
-                f'{directory} and {self.config.pretrained} hold models of different shapes; config.start_from and '
-                'config.reference must be of one.')
+                f'config.reference is {config.reference!r}, which is not what the adapters of config.start_from = '
+                f'{config.start_from!r} stand beside; with config.lora the two share one base.')
+        return self._adapters_of(config.reference)
 
     def run(self) -> None:
         progress.say(f'{self.config.stage}: the objective\n{self._describe()}')
         super().run()
-        self._reference = self._first_attempts = None  # frees their memory for the stages to come
+        self._frozen = self._first_attempts = None  # frees their memory for the stages to come
 
     def _describe(self) -> str:
         config = self.config
@@ -193,11 +205,26 @@ class Reinforce(Stage):
                 f'{config.offline.source}, sampled once: prompts, on which only what follows is trained')
         return '\n'.join(lines)
 
-    def reference(self) -> dict:
-        """The frozen parameters in bfloat16, sharded like the policy."""
-        if self._reference is None:
-            self._reference = self._parameters_of(self.config.reference)(jnp.bfloat16)
-        return self._reference
+    def frozen(self) -> tuple[dict, dict | None]:
+        """What stays as it is: the reference, sharded like the policy, and the base of adapters.
+
+        The reference is in bfloat16; with LoRA it is what makes it of the base: adapters, or none.
+        """
+        if self._frozen is None:
+            config = self.config
+            if self.learner.lora:
+                record = self._lora_record()
+                if exists(self.directory.checkpoints):  # goes on: from what it was begun with, or not at all
+                    record = Checkpoints(self.directory.checkpoints).meta()['lora']
+                base = sources.find_base(record, self.directory.path, self.model, self.mesh)
+                self._frozen = self._reference_adapters(), base()
+            else:
+                reference = lora.merge(self._parameters_of(config.reference)(jnp.bfloat16), jnp.bfloat16)
+                if config.reference_on_host:
+                    reference = jax.device_put(reference, jax.tree.map(
+                        lambda x: x.sharding.with_memory_kind('pinned_host'), reference))
+                self._frozen = reference, None
+        return self._frozen
 
     def _stored(self, seed: int) -> offline.FirstAttempts:
         """The first attempts that are given; they are sampled if the workdir has none."""
@@ -224,10 +251,11 @@ class Reinforce(Stage):
 
     def step(self, state, step: int):
         config, began = self.config, time.monotonic()
+        reference, base = self.frozen()
         problems, given = self._problems(step)
         grader = grading.Grader(self.task, problems)
         trajectory = rollout.sample(
-            state.params, self.model, self.sampler, self.mesh,
+            self.learner.whole(state.params, base), self.model, self.sampler, self.mesh,
             [tasks.prompt_tokens(self.task, problem) for problem in problems], self._instruction,
             forks=self.forks, seed=self.seed, step=step, given=given, on_turn=grader.on_turn)
         sampled = time.monotonic()
@@ -235,9 +263,9 @@ class Reinforce(Stage):
         correct = grading.rewards(attempts)
         graded = time.monotonic()
         state, figures = self.learner.reinforce(
-            state, self.reference(), trajectory, sharding.put_batch(self.mesh, correct),
+            state, reference, trajectory, sharding.put_batch(self.mesh, correct),
             objective=self.objective, forks=self.forks, temperature=config.temperature,
-            widths=shared_widths(trajectory, self.forks, max(config.rollout.chunk // 4, 1)))
+            widths=shared_widths(trajectory, self.forks, max(config.rollout.chunk // 4, 1)), base=base)
         figures = jax.tree.map(float, figures) | grading.summary(attempts)
         figures |= self._transitions(correct, grading.changed(attempts))
         if 't1' not in figures:

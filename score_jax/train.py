@@ -131,6 +131,10 @@ class Stage(abc.ABC):
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], list[dict]]:
         """Step number `step` (0 for the first): the next state, metrics, lines for samples.jsonl."""
 
+    def meta(self) -> dict:
+        """What a checkpoint must say beside the state: of what it is not whole without."""
+        return {}
+
     def run(self) -> None:
         """Goes on from the last checkpoint, or starts, and runs to the end."""
         config = self.config
@@ -158,7 +162,7 @@ class Stage(abc.ABC):
                 steps.add(step + 1, metrics, samples)
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                     meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch,
-                            'model': dataclasses.asdict(self.model)}
+                            'model': dataclasses.asdict(self.model)} | self.meta()
                     checkpoints.save(step + 1, state, meta=meta, reward=metrics.get('reward'))
         checkpoints.close()
         progress.say(f'{config.stage}: done; metrics, samples and checkpoints are in {self.directory.path}')

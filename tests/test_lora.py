@@ -1,17 +1,24 @@
 """Adapters leave the base as it is, start as nothing, and can be merged into it."""
 
 import functools
+import importlib
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import mesh_of, random_params, tiny
+from ml_collections import ConfigDict
 
-from score_jax import lora
+from score_jax import convert, converse, hf, lora, sharding, sources
 from score_jax import model as lm
+from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.lora import LoraConfig
+from score_jax.reinforce import Reinforce
+from score_jax.run import run
 
 CONFIG = tiny(qkv_bias=True, post_norms=True, tied=False)
 ALL = 'layers/(query|key|value|out|gate|up|down)'
@@ -86,3 +93,96 @@ def test_a_config_that_is_none_is_refused(changes, message):
 def test_targets_that_are_no_products_are_refused(targets, message):
     with pytest.raises(UserError, match=message):
         lora.declare(CONFIG, lora_config(targets=targets))
+
+
+# Stages.
+
+STAGE = {
+    'steps': 2, 'batch': 2, 'group.first': 2, 'group.second': 2, 'optimizer.warmup_steps': 0, 'save_every': 1,
+    'log_every': 1, 'rollout.max_tokens': 4, 'rollout.chunk': 64, 'lora.rank': 2, 'lora.alpha': 4.0, 'learning_rate': 0.02, 'memory.params': 'bfloat16'}
+MODEL = {'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16}
+
+
+def config_of(name: str, **changes):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    config.before = ConfigDict()
+    config.update_from_flattened_dict({**MODEL, **STAGE, **changes})
+    return config
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    """A base, and both stages as adapters on it."""
+    path = tmp_path_factory.mktemp('lora')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, 'make_mesh', lambda _: mesh_of(1, 1, 1))
+        params = jax.tree.map(jnp.asarray, random_params(Reinforce(config_of('stage1'), path).model))
+        base = Checkpoints(path / 'base' / 'checkpoints')
+        base.save(1, {'params': params}, meta={})
+        base.close()
+        for name in ('stage1', 'stage2'):
+            run(config_of(name), path)
+        yield path
+
+
+def latest(workdir, stage: str) -> Checkpoints:
+    return Checkpoints(workdir / stage / 'checkpoints')
+
+
+def test_a_checkpoint_holds_adapters_and_their_moments_alone_and_names_the_base(workdir):
+    checkpoints = latest(workdir, 'stage2')
+    saved, full = checkpoints.params(), latest(workdir, 'base').params()
+    assert set(saved) == {f'layers/{name}/{x}' for name in ('query', 'key', 'value', 'out', 'gate', 'up', 'down') for x in 'ab'}
+    state = Reinforce(config_of('stage2'), workdir).learner.abstract_state()
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in saved.values()]) and not saved.keys() & full.keys()
+    record = checkpoints.meta()['lora']
+    assert (record['base'], record['rank']) == ('base', 2)
+    assert record['identity'] == latest(workdir, 'base').checksum()
+
+
+def test_the_first_step_starts_at_the_base_and_the_second_stage_at_the_first(workdir):
+    first = json.loads((workdir / 'stage1' / 'metrics.jsonl').read_text().splitlines()[0])
+    assert first['kl_turn1'] == first['kl_turn2'] == 0 and first['grad_norm'] > 0
+    second = json.loads((workdir / 'stage2' / 'metrics.jsonl').read_text().splitlines()[0])
+    assert second['kl_turn1'] > 0
+
+
+def test_a_stage_is_read_tried_and_exported_as_it_was_trained(workdir, tmp_path):
+    checkpoints, config = latest(workdir, 'stage2'), convert.saved_model(workdir / 'stage2' / 'checkpoints')
+    params = sources.restore(checkpoints, config, mesh_of(1, 1, 1))
+    assert params['embedding'].dtype == jnp.bfloat16
+    tried = converse.load(workdir, 'stage2').restore()
+    convert.convert(workdir / 'stage2', tmp_path / 'hf', dtype='float32')
+    _, exported = hf.load(tmp_path / 'hf', mesh_of(1, 1, 1))
+    adapted, again, merged = (logits(p, config) for p in (params, tried, exported))
+    np.testing.assert_array_equal(adapted, again)
+    assert np.abs(adapted - merged).max() < 1e-5 * np.abs(adapted).max()
+
+
+def test_adapters_without_their_base_are_refused(workdir, tmp_path):
+    shutil.copytree(workdir / 'stage1', tmp_path / 'stage1')
+    with pytest.raises(UserError, match="stage1 holds adapters to 'base', without which they are nothing.*first run"):
+        converse.load(tmp_path, 'stage1').restore()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, 'checksum', lambda self: 'another')
+        with pytest.raises(UserError, match='it has changed since'):
+            converse.load(workdir, 'stage1').restore()
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'lora.rank': 3}, "'stage1' has adapters with rank = 2, not 3"),
+    ({'memory.params': 'float32'}, "'stage1' has adapters with dtype = bfloat16, not float32"),
+    ({'reference': 'random'}, "config.reference is 'random', which is not what the adapters"),
+    ({'lora.targets': 'nothing'}, 'names no parameter'), ({'reference_on_host': True}, 'reference_on_host is True')])
+def test_a_stage_on_other_adapters_is_refused(workdir, changes, message):
+    with pytest.raises(UserError, match=message):
+        Reinforce(config_of('stage2', stage='other', **changes), workdir).start()
+
+
+def test_a_stage_of_all_parameters_may_start_from_adapters(workdir):
+    made = Reinforce(config_of('stage2', stage='other', **{'lora.rank': 0, 'memory.params': 'float32'}), workdir)
+    adapted = sources.restore(latest(workdir, 'stage1'), made.model, made.mesh)
+    start = made.start()
+    assert start.keys() == lm.declare(made.model).keys()
+    np.testing.assert_allclose(logits(start, made.model), logits(adapted, made.model), rtol=1e-4, atol=1e-5)
