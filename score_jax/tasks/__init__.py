@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +53,34 @@ TASKS = {
 }
 
 
+def find(name: str | None) -> tuple[Callable, type]:
+    """What makes the task `name`, and the dataclass of its section: a row of `TASKS`, or those of `FILE.py:CLASS`.
+
+    Raises:
+      UserError: neither.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    file, _, task = str(name).rpartition(':')
+    if not file.endswith('.py'):
+        raise UserError(
+            f'config.task.name is {name!r}; it must be one of {", ".join(TASKS)}, or FILE.py:CLASS for one of your own.')
+    if not Path(file).is_file():
+        raise UserError(f'config.task.name is {name!r}, but there is no file {file}; commands are run where it lies.')
+    found = getattr(_module(Path(file)), task, None)
+    if not dataclasses.is_dataclass(getattr(found, 'Config', None)):
+        raise UserError(f'config.task.name is {name!r}; the file needs that class, with a dataclass {task}.Config.')
+    return found, found.Config
+
+
+def _module(file: Path):
+    name = f'task in {file.resolve()}'  # dataclasses look for their module by its name
+    spec = importlib.util.spec_from_file_location(name, file)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def make(section: Mapping, tokenizer: str = '', chat: str = '') -> Task:
     """The task that `config.task` names.
 
@@ -62,10 +93,7 @@ def make(section: Mapping, tokenizer: str = '', chat: str = '') -> Task:
       UserError: no such task, key, file or format; or a chat template beside the tokenizer that the format does not follow.
     """
     values = dict(section)
-    name = values.pop('name', None)
-    if name not in TASKS:
-        raise UserError(f'config.task.name is {name!r}; it must be one of {", ".join(TASKS)}.')
-    task, config = TASKS[name]
+    task, config = find(values.pop('name', None))
     made = tokenizers.load(tokenizer) if tokenizer else None
     if chat:
         if made is None:

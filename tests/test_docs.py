@@ -1,0 +1,191 @@
+"""README.md and docs/*.md do what they say: every command and program in them is run, in the order of the pages.
+
+A block of ```bash is run by bash, one of ```python by Python, all in one folder that looks like a clone of this
+repository, so what a block leaves behind is there for those after it. A ```python block whose first line is
+`# FILE.py` is saved under that name instead. What stands in a comment above a block changes how it is run:
+
+    <!-- test: small -->       launch/main.py gets a tiny model and few steps: SMALL below
+    <!-- test: skip WHY -->    nothing is run; the keys of its launch/main.py commands are looked up with --keys
+
+The server of launch/watch.py is asked once for its page and ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+_BLOCK = re.compile(r'(?:^<!-- test: (?P<how>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$', re.M | re.S)
+_SECONDS = 300  # that a block may take at most; a hang is not waited for
+
+_MODEL = {
+    'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
+    'task.largest': 9, 'task.limit': 40}
+_STEPS = {'steps': 2, 'batch': 4, 'optimizer.warmup_steps': 0}
+_SAMPLING = {'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 32}
+_BASE = _STEPS | {'practice_steps': 0}
+_REINFORCE = _STEPS | _SAMPLING | {'group.first': 2, 'group.second': 2}
+_EVALUATE = _SAMPLING | {'problems': 20, 'batch': 20, 'samples': 5, 'temperatures': (1.0,)}
+
+
+def _under(section: str, values: dict) -> dict:
+    return {f'{section}.{key}': value for key, value in values.items()}
+
+
+# By config file: what `small` adds to a command that runs it.
+SMALL = {
+    'base': _MODEL | _BASE,
+    'stage1': _MODEL | _REINFORCE | _under('before', _BASE),
+    'stage2': _MODEL | _REINFORCE,
+    'ablation': _MODEL | _REINFORCE,
+    'evaluate': _MODEL | _EVALUATE,
+    'score': _MODEL | _under('base', _BASE) | _under('stage1', _REINFORCE) | _under('stage2', _REINFORCE)
+             | _under('evaluate', _EVALUATE),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: where it starts, its language, its text, and the comment above it."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    how: str
+
+    def __str__(self) -> str:
+        return f'{self.page.name}:{self.line}'
+
+
+def blocks(page: Path) -> list[Block]:
+    """Those of a page that are run."""
+    text = page.read_text()
+    found = []
+    for match in _BLOCK.finditer(text):
+        line = text.count('\n', 0, match.start('text'))
+        if match['language'] in ('bash', 'python'):
+            found.append(Block(page, line, match['language'], match['text'], match['how'] or ''))
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a bash block, those that end in a backslash joined with the next."""
+    return [line for line in text.replace('\\\n', ' ').splitlines() if line.strip()]
+
+
+def config_of(command: str) -> str | None:
+    """`configs/FILE.py:PRESET` of a command that runs launch/main.py."""
+    words = shlex.split(command, comments=True)
+    if 'launch/main.py' not in words:
+        return None
+    return next(word.removeprefix('--config=') for word in words if word.startswith('--config='))
+
+
+def shortened(command: str) -> str:
+    """`command` with what SMALL has for its config."""
+    config = config_of(command)
+    if config is None:
+        return command
+    command = command.partition('  #')[0]
+    values = SMALL[Path(config.partition(':')[0]).stem]
+    return ' '.join([command, *(shlex.quote(f'--config.{key}={value}') for key, value in values.items())])
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory) -> Path:
+    """A folder with the parts of this repository that a user's commands name."""
+    folder = tmp_path_factory.mktemp('clone')
+    for name in ('launch', 'configs', 'score_jax', 'benchmarks'):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / 'bin').mkdir()
+    (folder / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (folder / 'bin' / 'python').chmod(0o755)
+    return folder
+
+
+def environment(clone: Path) -> dict[str, str]:
+    """`python` is this one; compiled programs are kept between commands, and not made fast."""
+    return os.environ | {
+        'PATH': f'{clone / "bin"}:{os.environ["PATH"]}', 'PYTHONPATH': str(clone), 'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+        'JAX_COMPILATION_CACHE_DIR': str(clone / 'compiled'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+
+
+def run(clone: Path, *command: str) -> str:
+    """What a command that must succeed printed."""
+    done = subprocess.run(command, cwd=clone, env=environment(clone), stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=_SECONDS)
+    assert done.returncode == 0, f'{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}'
+    return done.stdout
+
+
+def visit(clone: Path, command: str) -> None:
+    """Starts a server, fetches the page whose address it prints, and ends it."""
+    command = f'exec {command.partition("  #")[0]} --port=0'
+    server = subprocess.Popen(['bash', '-c', command], cwd=clone, env=environment(clone), stdout=subprocess.PIPE,
+                              text=True)
+    try:
+        with urllib.request.urlopen(server.stdout.readline().split()[0], timeout=_SECONDS) as page:
+            assert b'<title>score_jax</title>' in page.read()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=_SECONDS)
+
+
+@pytest.mark.parametrize('block', BLOCKS, ids=str)
+def test_what_a_page_says_to_run_runs(clone, block):
+    """Later blocks build on earlier ones, those of README.md first: run this file as a whole."""
+    if block.language == 'python':
+        name = re.match(r'# (\w+\.py)\n', block.text)
+        path = clone / (name[1] if name else f'block_{block.line}.py')
+        path.write_text(block.text)
+        if not name and not block.how.startswith('skip'):
+            run(clone, 'python', path.name)
+        return
+    if block.how.startswith('skip'):
+        for command in filter(config_of, commands(block.text)):
+            run(clone, 'bash', '-euc', f'{command} --keys')
+        return
+    together = []
+    for command in [*commands(block.text), '']:
+        if together and (not command or 'launch/watch.py' in command):
+            run(clone, 'bash', '-euo', 'pipefail', '-c', '\n'.join(together))
+            together = []
+        if 'launch/watch.py' in command:
+            visit(clone, command)
+        else:
+            together.append(shortened(command) if block.how == 'small' else command)
+
+
+def test_a_block_is_run_as_it_stands_or_says_how():
+    for block in BLOCKS:
+        assert block.how in ('', 'small') or re.match(r'skip \w+ \w+', block.how), f'{block}: {block.how!r}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_to_what_is_there(page):
+    text = page.read_text()
+    for target in re.findall(r'\]\(([^)#\s]+)(?:#[^)]*)?\)', text):
+        if '://' not in target:
+            assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / 'README.md').read_text()
+    for page in PAGES[1:]:
+        assert f'docs/{page.name}' in readme, page.name
