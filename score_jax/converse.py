@@ -19,20 +19,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from score_jax import grading, model, rollout, sharding, tasks
+from score_jax import chat, convert, grading, hf, model, rollout, sharding, sources, tasks, tokenizers
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
 from score_jax.jsonl import plain
 from score_jax.rewards import Outcome, Verdict
 from score_jax.sharding import MeshConfig
 from score_jax.tasks.countdown import Countdown, Problem
-from score_jax.tasks.text import TextProblem, TextTask
-from score_jax.train import model_config
-from score_jax.workdir import StageDirectory
+from score_jax.tasks.text import TextConfig, TextProblem, TextTask
+from score_jax.workdir import FREE_TASK_KEYS, StageDirectory
 
 _UNLIMITED = 1 << 30  # tokens of a row: it grows with every attempt
 _MAX_TOKENS = 256  # of a response, where the stage's config has no sampling (a supervised stage)
 _CHUNK = 128  # tokens between two widths of the cache, each of which is compiled: a pause before a person's eyes
+_INSTRUCTION = '\n\nGo through this once more. It may be right, or there may be a mistake in it. Then answer anew.\n\n'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Policy:
     Attributes:
       name: what it is, for a person to read.
       section: `config.task` as the stage was run with.
-      sampling: of a single turn.
+      sampling: of as many turns as it was loaded for.
       restore: gives the parameters; called when the first token is sampled.
     """
 
@@ -60,12 +60,14 @@ class Policy:
 
 
 def load(
-    workdir: Path, stage: str | None = None, *, step: int | None = None, temperature: float | None = None,
-    max_tokens: int | None = None, data_dir: str = '') -> Policy:
+    workdir: Path, stage: str | None = None, *, turns: int = 1, step: int | None = None,
+    temperature: float | None = None, max_tokens: int | None = None, data_dir: str = '') -> Policy:
     """A checkpoint of a stage; the config that lies beside it says its model, task and tokenizer.
 
     Args:
+      workdir: or the directory of a Hugging Face model, or of one that was converted: it has no task but what is asked.
       stage: None takes the one that was saved last.
+      turns: of `Policy.sampling`; a `Conversation` samples one at a time.
       step: None takes the latest.
       temperature, max_tokens: None takes those of training.
       data_dir: `config.task.data_dir`, of tasks that have one; it is no part of what a stage is saved with.
@@ -73,6 +75,8 @@ def load(
     Raises:
       UserError: no such workdir, stage or step, or what is there is damaged.
     """
+    if exists(workdir) or any(workdir.glob('*.safetensors')):
+        return _untrained(workdir, turns, 1.0 if temperature is None else temperature, max_tokens or _MAX_TOKENS)
     stage = stage or _saved_last(workdir)
     directory = StageDirectory(workdir, stage, {})
     if not exists(directory.checkpoints):
@@ -80,21 +84,47 @@ def load(
     config = directory.saved_config()
     if not {'model', 'task', 'tokenizer'} <= config.keys():
         raise UserError(f'{directory.path} has checkpoints but no config.json that says what they are; bring it back.')
-    task = tasks.make(_whole_task(config['task'], data_dir), config['tokenizer'])
-    known = dataclasses.fields(model.ModelConfig)
-    shape = model_config({field.name: field.default for field in known
-                          if field.default is not dataclasses.MISSING} | config['model'], task)
-    sampling = rollout.RolloutConfig(
-        turns=1, max_tokens=max_tokens or config.get('rollout', {}).get('max_tokens', _MAX_TOKENS),
-        max_length=_UNLIMITED, temperature=config.get('temperature', 1.0) if temperature is None else temperature,
-        chunk=_CHUNK, end_tokens=task.tokenizer.end_tokens, pad_token=task.tokenizer.pad_token)
+    task = tasks.make(
+        _whole_task(config['task'], data_dir), config['tokenizer'] or config.get('pretrained', ''),
+        config.get('chat', ''))
+    shape = convert.saved_model(directory.checkpoints)
+    sampling = _sampling(
+        task, turns, config.get('temperature', 1.0) if temperature is None else temperature,
+        max_tokens or config.get('rollout', {}).get('max_tokens', _MAX_TOKENS))
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, model=-1))  # a batch of one
     checkpoints = Checkpoints(directory.checkpoints)
     checkpoints.meta(step=step)  # names a step that is not there
     return Policy(
         name=f'{stage} of {workdir}, step {checkpoints.latest() if step is None else step}', model=shape, mesh=mesh,
         task=task, section=config['task'], sampling=sampling,
-        restore=lambda: checkpoints.restore_params(model.abstract(shape, mesh), step=step))
+        restore=lambda: sources.restore(checkpoints, shape, mesh, step=step))
+
+
+def _untrained(directory: Path, turns: int, temperature: float, max_tokens: int) -> Policy:
+    """A model as it came: prompts and instructions are in the format of its chat template, if it has one."""
+    def no_problems():
+        raise UserError(f'{directory} is a model without a task, so it has no problems; write one behind the command.')
+
+    converted = exists(directory)
+    files = directory / convert.SOURCE if converted else directory
+    shape = convert.saved_model(directory) if converted else hf.check(directory)
+    tokenizer = tokenizers.load(str(files))
+    if name := chat.suited(tokenizer, files):
+        tokenizer = chat.chat(tokenizer, name, files)
+    section = TextConfig(prompt='{problem}', instruction=_INSTRUCTION, max_prompt=_UNLIMITED, workers=1, seconds=1.0)
+    task = TextTask(section, tokenizer, splits={'test': no_problems}, grader='')
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, model=-1))  # a batch of one
+    return Policy(
+        name=f'the model in {directory}' + (f' with its chat format ({name})' if name else ''), model=shape, mesh=mesh,
+        task=task, section=dataclasses.asdict(section), sampling=_sampling(task, turns, temperature, max_tokens),
+        restore=lambda: convert.restore(Checkpoints(directory), shape, mesh) if converted else hf.load(directory, mesh)[1])
+
+
+def _sampling(task: tasks.Task, turns: int, temperature: float, max_tokens: int) -> rollout.RolloutConfig:
+    tokenizer = task.tokenizer
+    return rollout.RolloutConfig(
+        turns=turns, max_tokens=max_tokens, max_length=_UNLIMITED, temperature=temperature, chunk=_CHUNK,
+        end_tokens=tokenizer.end_tokens, pad_token=tokenizer.pad_token, close_token=tokenizer.close_token)
 
 
 def _stages(workdir: Path) -> list[Path]:
@@ -118,10 +148,9 @@ def _saved_last(workdir: Path) -> str:
 
 def _whole_task(section: Mapping, data_dir: str) -> dict:
     """`config.task` as it was saved, with the keys that are no part of a stage."""
-    known = tasks.TASKS.get(section.get('name'), (None, None))[1]
-    fields = {field.name for field in dataclasses.fields(known)} if known else set()
-    lost = {key: value for key, value in (('workers', 1), ('data_dir', data_dir)) if key in fields}
-    return {**section, **lost}
+    fields = {field.name for field in dataclasses.fields(tasks.find(section.get('name'))[1])}
+    given = {'workers': 1, 'data_dir': data_dir}
+    return {**section, **{key: given[key] for key in FREE_TASK_KEYS if key in fields}}
 
 
 def problem_from(policy: Policy, text: str):
@@ -205,7 +234,7 @@ class Conversation:
         """
         policy, task = self._policy, self._policy.task
         if self.attempts:
-            self._tokens += task.tokenizer.encode(task.instruction)
+            self._tokens += rollout.closing(policy.sampling, self._tokens[-1]) + tasks.instruction_tokens(task)
         self.attempts += 1
         stream, grader = TextStream(task.tokenizer.decode), grading.Grader(task, [self._problem])
         trajectory = rollout.sample(

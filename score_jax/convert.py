@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from score_jax import checkpoint, hf, model, settings, sharding
+from score_jax import checkpoint, hf, lora, model, settings, sharding, sources
 from score_jax.errors import UserError
 
 SOURCE = 'hf'
@@ -67,26 +67,45 @@ def _import(source: Path, target: Path, dtype: str | None, like: Path | None) ->
 def _export(directory: Path, target: Path, dtype: str | None, like: Path | None) -> str:
     checkpoints = checkpoint.Checkpoints(directory)
     config = saved_model(directory)
-    if like is None and (directory / SOURCE).exists():
-        like = directory / SOURCE
+    like = like or came_from(directory)
     hf.config_json(config, like)  # what cannot be exported is refused before it is read
+    if checkpoints.meta().get('lora'):
+        params = lora.merge(sources.restore(checkpoints, config, _mesh()), dtype)
+    else:
+        params = restore(checkpoints, config, _mesh())
+    hf.save(target, config, params, like=like, dtype=dtype)
+    return f'{_count(params)} of {directory} are a Hugging Face model in {target} now'
+
+
+def restore(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+    """The parameters of the latest step on `mesh`, each in the dtype that it was saved in."""
     saved = checkpoints.params()
 
     def as_saved(path, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         return x.update(dtype=saved[name].dtype) if name in saved else x
 
-    params = checkpoints.restore_params(jax.tree.map_with_path(as_saved, model.abstract(config, _mesh())))
-    hf.save(target, config, params, like=like, dtype=dtype)
-    return f'{_count(params)} of {directory} are a Hugging Face model in {target} now'
+    return checkpoints.restore_params(jax.tree.map_with_path(as_saved, model.abstract(config, mesh)))
+
+
+def came_from(directory: Path) -> Path | None:
+    """The Hugging Face directory that the checkpoints in `directory` were made from, or its small files; if any is there."""
+    if (directory / SOURCE).exists():
+        return directory / SOURCE
+    config = directory.parent / 'config.json'
+    name = hf.read_json(config).get('pretrained') if config.exists() else None
+    found = Path(name).expanduser() if name else None
+    return found if found and found.is_dir() else None
 
 
 def saved_model(directory: Path) -> model.ModelConfig:
-    """The model of the checkpoints in `directory`: a converted one has it in its meta, a stage in its config.json."""
+    """The model of the checkpoints in `directory`, which their meta says; that of an older stage is in its config.json."""
     checkpoints = checkpoint.Checkpoints(directory)
     values = checkpoints.meta().get('model')
     if values is None:
-        values = dict(hf.read_json(directory.parent / 'config.json').get('model', {}))
+        known = dataclasses.fields(model.ModelConfig)
+        values = {field.name: field.default for field in known if field.default is not dataclasses.MISSING}
+        values |= hf.read_json(directory.parent / 'config.json').get('model', {})
         vocabulary = checkpoints.params().get('embedding')
         values['vocab_size'] = vocabulary.shape[0] if vocabulary else 0
     return settings.read(model.ModelConfig, values, 'config.model')

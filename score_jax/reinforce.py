@@ -98,6 +98,9 @@ class Reinforce(Stage):
         super().__init__(
             config, settings.plain(section) | {'pretrained': config.pretrained}, workdir,
             config.lora if config.lora.rank else None)
+        for stage in (config.start_from, config.reference):
+            if weights(stage, config.pretrained):
+                self._parameters_of(stage)
         self.objective = objective.read(config.objective, config.turns)
         self.forks = config.group.forks(config.turns)
         for key, least in (('sample_every', 1), ('samples', 0)):
