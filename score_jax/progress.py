@@ -216,15 +216,16 @@ def results_table(rows: list[dict]) -> None:
                   show_lines=True)
     table.add_column('T')
     table.add_column('method')
-    columns = (*((name, f'accuracy@{name}') for name in _turn_names(rows[0])), *_COLUMNS)
+    names = max((_turn_names(row) for row in rows), key=len)  # not every method has as many
+    columns = (*((name, f'accuracy@{name}') for name in names), *_COLUMNS)
     for _, title in columns:
         table.add_column(title, justify='right')
     for row in rows:
         cells = []
         for name, _ in columns:
             sign = '+' if name == 'delta' else ''
-            low, value, high = (100 * row[key] for key in (f'{name}_low', name, f'{name}_high'))
-            cells.append(f'{value:{sign}.1f}\n[{low:{sign}.1f}, {high:{sign}.1f}]')
+            low, value, high = (100 * row.get(key, math.nan) for key in (f'{name}_low', name, f'{name}_high'))
+            cells.append('' if math.isnan(value) else f'{value:{sign}.1f}\n[{low:{sign}.1f}, {high:{sign}.1f}]')
         temperature = f'{row["temperature"]:g}' if row['temperature'] else 'greedy'
         table.add_row(temperature, row['method'], *cells)
     console = Console()

@@ -1,8 +1,8 @@
 """The report of a run: one self-contained HTML page, from whatever the workdir holds so far.
 
-Reads WORKDIR/results.json, WORKDIR/STAGE/{metrics.jsonl,config.json,samples.jsonl} and
+Reads WORKDIR/{results,attempts,scaling}.json, WORKDIR/STAGE/{metrics.jsonl,config.json,samples.jsonl} and
 WORKDIR/evaluation/samples.jsonl, none of which has to exist or be whole; writes WORKDIR/report.html and
-WORKDIR/report/*.png and nothing else.
+WORKDIR/report/*.png, and as *.pdf the same figures for print, and nothing else.
 Does not import jax, so it runs beside a training run and on any machine.
 """
 
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax import plots, report_html
+from score_jax import plot_style, plots, plots_evaluation, report_html, report_measures
 from score_jax.errors import UserError
 from score_jax.jsonl import iter_jsonl, number
+from score_jax.plot_style import DARK_PAGE, LIGHT_PAGE, PAPER, Look
+from score_jax.plots_evaluation import Measured
 
 TRANSCRIPTS = 20
 PER_KIND = 5
@@ -36,17 +38,26 @@ def write(workdir: Path) -> Path:
     stages = find_stages(workdir)
     curves = {stage: columns for stage in stages if (columns := read_curves(workdir / stage / 'metrics.jsonl'))}
     configs = {stage: config for stage in stages if (config := _read_json(workdir / stage / 'config.json')) is not None}
-    results = read_results(workdir / 'results.json')
+    measured = Measured(**{name: read_results(workdir / f'{name}.json') for name in ('results', 'attempts', 'scaling')})
+    results = measured.results
     transcripts = find_transcripts(workdir, stages)
     if not (curves or configs or results or transcripts):
         raise UserError(f'workdir: {str(workdir)!r} has no readable results.json, STAGE/metrics.jsonl, '
                         'STAGE/config.json or samples.jsonl; train with launch/main.py first, or name its workdir.')
-    figures = plots.draw_all(curves, results, plots.LIGHT)
+    light, dark, paper = (_draw(measured, curves, look) for look in (LIGHT_PAGE, DARK_PAGE, PAPER))
+    said = findings(results, curves)
+    if results:
+        said += report_measures.sequential_finding(measured.scaling, last_method([str(row['method']) for row in results]))
     html = report_html.page(
-        name=workdir.resolve().name, findings=findings(results, curves), results=results,
-        progress=progress(curves), figures=figures, dark_figures=plots.draw_all(curves, results, plots.DARK),
-        transcripts=transcripts, configs=configs)
-    return _save(workdir, html, figures)
+        name=workdir.resolve().name, findings=said, results=results, progress=progress(curves), figures=light,
+        dark_figures=dark, measures=report_measures.section(measured, light, dark), transcripts=transcripts,
+        configs=configs)
+    return _save(workdir, html, {'png': light, 'pdf': paper})
+
+
+def _draw(measured: Measured, curves: plots.Curves, look: Look) -> dict[str, bytes]:
+    """The files of all figures by name."""
+    return plots_evaluation.draw(measured, look) | plots.draw(curves, measured.results, look)
 
 
 def find_stages(workdir: Path) -> list[str]:
@@ -168,11 +179,12 @@ def findings(results: list[dict], curves: dict[str, dict[str, np.ndarray]]) -> l
     """(tone, sentence) about the last method; the tone is good, bad or plain."""
     said = _findings_evaluation(results) if results else _findings_training(curves)
     for stage, columns in list(curves.items())[-1:]:
-        truncated = max(_or(_end(columns, key), 0.0) for key in ('truncated_turn1', 'truncated_turn2'))
+        truncated, no_answer = (
+            max((_or(_end(columns, key), 0.0) for key in columns if key.startswith(f'{name}_turn')), default=0.0)
+            for name in ('truncated', 'no_answer'))
         if truncated > 0.1:
             said.append(('bad', f'{100 * truncated:.0f} % of the responses were cut off at the end of {stage}; they '
                                 'count as wrong. Raise the token limit.'))
-        no_answer = max(_or(_end(columns, key), 0.0) for key in ('no_answer_turn1', 'no_answer_turn2'))
         if no_answer > 0.1:
             said.append(('bad', f'In {100 * no_answer:.0f} % of the responses at the end of {stage} the verifier found no '
                                 'answer. Check that the prompt asks for the form that is read.'))
@@ -187,18 +199,20 @@ def _findings_evaluation(results: list[dict]) -> list[tuple[str, str]]:
     last = last_method([str(row['method']) for row in results])
     row = next(row for row in results if str(row['method']) == last)
     rows = [other for other in results if number(other, 'temperature') == number(row, 'temperature')]
-    t1, t2, delta, low, high = (100 * number(row, key) for key in ('t1', 't2', 'delta', 'delta_low', 'delta_high'))
-    if not math.isfinite(t1 + t2 + delta):
+    end = (plot_style.turn_keys([row]) or ['t2'])[-1]
+    t1, last_turn, delta, low, high = (100 * number(row, key) for key in ('t1', end, 'delta', 'delta_low', 'delta_high'))
+    if not math.isfinite(t1 + last_turn + delta):
         return []
+    attempt = 'second' if end == 't2' else 'last'
     tone, verdict = 'plain', 'no clear difference between the attempts'
     if not math.isfinite(low + high):
         verdict = 'there is no interval to judge it by'
     elif low > 0:
-        tone, verdict = 'good', 'the second attempt is better'
+        tone, verdict = 'good', f'the {attempt} attempt is better'
     elif high < 0:
-        tone, verdict = 'bad', 'the second attempt is worse'
-    said = [(tone, f'{plots.row_label(row, rows)} ({plots.temperature_label(row)}): {t1:.1f} % right at the first '
-                   f'attempt, {t2:.1f} % at the second; delta {report_html.signed(delta)} points: {verdict}.')]
+        tone, verdict = 'bad', f'the {attempt} attempt is worse'
+    said = [(tone, f'{plot_style.row_label(row, rows)} ({plot_style.temperature_label(row)}): {t1:.1f} % right at the first '
+                   f'attempt, {last_turn:.1f} % at the {attempt}; delta {report_html.signed(delta)} points: {verdict}.')]
     bases = [other for other in rows if other['method'] == 'base' and other is not row]
     base = min(bases, key=lambda other: other.get('seed') != row.get('seed'), default={})  # of the same seed if any is
     before = 100 * number(base, 't1')
@@ -217,11 +231,11 @@ def _findings_training(curves: dict[str, dict[str, np.ndarray]]) -> list[tuple[s
     if not stages:
         return []
     columns = curves[stages[-1]]
-    t1, t2 = 100 * _end(columns, 't1'), 100 * _end(columns, 't2')
-    if not math.isfinite(t1 + t2):
+    accuracy = [100 * _end(columns, f't{turn}') for turn in range(1, 1 + max(len(_turns(columns)), 2))]
+    if not math.isfinite(sum(accuracy)):
         return []
-    return [('plain', f"No evaluation yet. Over the last tenth of {stages[-1]}'s training: {t1:.1f} % right at the "
-                      f'first attempt, {t2:.1f} % at the second.')] + _finding_changed(_end(columns, 'changed'))
+    return [('plain', f"No evaluation yet. Over the last tenth of {stages[-1]}'s training: {accuracy[0]:.1f} % right at the "
+                      f'first attempt, {accuracy[-1]:.1f} % at the {"second" if len(accuracy) == 2 else "last"}.')] + _finding_changed(_end(columns, 'changed'))
 
 
 def _finding_changed(changed: float) -> list[tuple[str, str]]:
@@ -231,6 +245,11 @@ def _finding_changed(changed: float) -> list[tuple[str, str]]:
         return [('bad', f'Only {100 * changed:.1f} % of the answers change between the turns: near the collapse into '
                         'copying.')]
     return [('plain', f'{100 * changed:.1f} % of the answers change between the turns.')]
+
+
+def _turns(columns: dict[str, np.ndarray]) -> list[str]:
+    """`t1`, `t2` and so on, as far as they were logged."""
+    return list(itertools.takewhile(columns.__contains__, (f't{turn}' for turn in itertools.count(1))))
 
 
 def _end(columns: dict[str, np.ndarray], key: str) -> float:
@@ -256,15 +275,17 @@ def _read_json(path: Path):
         return None
 
 
-def _save(workdir: Path, html: str, figures: dict[str, bytes]) -> Path:
+def _save(workdir: Path, html: str, figures: dict[str, dict[str, bytes]]) -> Path:
+    """Writes the page, and the figures by format and name; those of an earlier report that are no more go."""
     page, folder = workdir / 'report.html', workdir / 'report'
     try:
         folder.mkdir(exist_ok=True)
-        for name in ('evaluation', *(chart.name for chart in plots.CHARTS)):
-            if name in figures:
-                (folder / f'{name}.png').write_bytes(figures[name])
-            else:
-                (folder / f'{name}.png').unlink(missing_ok=True)  # of an earlier report
+        for kind, drawn in figures.items():
+            for name in (chart.name for chart in (*plots_evaluation.CHARTS, *plots.CHARTS)):
+                if name in drawn:
+                    (folder / f'{name}.{kind}').write_bytes(drawn[name])
+                else:
+                    (folder / f'{name}.{kind}').unlink(missing_ok=True)
         page.write_text(html, encoding='utf-8', errors='replace')
     except OSError as error:
         raise UserError(f'workdir: cannot write the report to {str(workdir)!r} ({error.strerror}); copy the run to a '

@@ -10,38 +10,35 @@ import json
 import math
 import re
 
-from score_jax import plots
+from score_jax import plots, plots_evaluation
 from score_jax.jsonl import number, plain
+from score_jax.plot_style import row_label, temperature_label, turn_keys
 from score_jax.report_style import STYLE
 
 KINDS = {  # in the order of the page
-    'i->c': ('wrong → correct', 'The second attempt repaired the first. Did it find the mistake, or start anew?'),
-    'c->i': ('correct → wrong', 'The second attempt broke a right answer. These cancel repairs one for one.'),
-    'c->c': ('correct → correct', 'Right both times. Good correction leaves a right answer alone.'),
-    'i->i': ('wrong → wrong', 'Wrong both times. Does the second attempt try something new, or copy?'),
+    'i->c': ('wrong → correct', 'The last attempt repaired the first. Did it find the mistake, or start anew?'),
+    'c->i': ('correct → wrong', 'The last attempt broke a right answer. These cancel repairs one for one.'),
+    'c->c': ('correct → correct', 'Right first and last. Good correction leaves a right answer alone.'),
+    'i->i': ('wrong → wrong', 'Wrong first and last. Do later attempts try something new, or copy?'),
 }
-COLUMNS = (  # key in results.json, heading, whether it is a signed difference
+COLUMNS = (  # of two turns: key in results.json, heading, whether it is a signed difference
     ('t1', 'accuracy@t1', False), ('t2', 'accuracy@t2', False), ('delta', 'delta', True),
     ('i_to_c', 'i→c', False), ('c_to_i', 'c→i', False), ('changed', 'changed', False),
 )
 LONGEST = 4000  # characters of one text that are shown; the middle of a longer one is left out
-EVALUATION_CAPTION = ('Circle: first attempt; diamond: second; bars: 95 % intervals. A diamond to the right of its '
-                      'circle is self-correction. Training should move both to the right of the base: a circle that '
-                      'moves left while the diamond stays is a gain bought by failing first.')
 
 
 def page(*, name: str, findings: list[tuple[str, str]], results: list[dict], progress: list[str],
-         figures: dict[str, bytes], dark_figures: dict[str, bytes], transcripts: list[dict],
+         figures: dict[str, bytes], dark_figures: dict[str, bytes], measures: str, transcripts: list[dict],
          configs: dict[str, object]) -> str:
-    """The whole page. `figures` and `dark_figures` are PNG bytes by name of chart."""
-    charts = ''.join(_figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name])
+    """The whole page. `figures` and `dark_figures` are PNG bytes by name of chart, `measures` is HTML."""
+    charts = ''.join(figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name])
                      for chart in plots.CHARTS if chart.name in figures)
-    evaluation = ''
-    if 'evaluation' in figures:
-        evaluation = _figure('Both attempts of every method', EVALUATION_CAPTION, figures['evaluation'],
-                             dark_figures['evaluation'])
+    evaluation = ''.join(figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name])
+                         for chart in plots_evaluation.CHARTS[:1] if chart.name in figures)
     sections = (
         ('results', 'Results', _results(results) + evaluation),
+        ('measures', 'A closer look', measures),
         ('training', 'Training', _training(progress, charts)),
         ('transcripts', 'Transcripts', _transcripts(transcripts)),
         ('configs', 'Configuration', _configs(configs)),
@@ -125,10 +122,10 @@ def _results(results: list[dict]) -> str:
         return '<p class="empty">No evaluation yet: there is no readable results.json.</p>'
     groups: dict[str, list[dict]] = {}
     for row in results:
-        groups.setdefault(plots.temperature_label(row), []).append(row)
+        groups.setdefault(temperature_label(row), []).append(row)
     parts = []
     for temperature, rows in groups.items():
-        labelled = [(plots.row_label(row, rows), row) for row in rows]
+        labelled = [(row_label(row, rows), row) for row in rows]
         parts.append(f'<h3>{text(temperature[0].upper() + temperature[1:])}</h3>{_table("method", labelled)}')
         for label, row in labelled:
             by = row.get('by')
@@ -137,17 +134,25 @@ def _results(results: list[dict]) -> str:
                     named = [(name, group) for name, group in figures.items() if isinstance(group, dict)]
                     parts.append(f'<details><summary>{text(label)} by {text(kind)}</summary>{_table(kind, named)}</details>')
     return ''.join(parts) + (
-        '<p class="caption">In percent, with the 95 % interval below. accuracy@t1 and @t2: right at the first and at '
-        'the second attempt. delta: the difference in points; above zero is self-correction, and an interval that '
-        'leaves out zero makes it credible. i→c: wrong first, then right; c→i: right first, then wrong; both of all '
-        'problems, so delta = i→c − c→i. changed: the answer differs between the turns; near zero is copying.</p>')
+        '<p class="caption">In percent, with the 95 % interval below. accuracy@tN: right at attempt N. delta: the last less '
+        'the first, in points; above zero is self-correction, and an interval that leaves out zero makes it credible, as '
+        'does a small p (McNemar’s test). i→c: wrong first, right in the end; c→i: right first, wrong in the end; '
+        'both of all problems, so delta = i→c − c→i. changed: the last answer differs from the first; near zero is '
+        'copying.</p>')
+
+
+def columns_of(rows: list[dict]) -> tuple[tuple[str, str, bool], ...]:
+    """`COLUMNS`, with the turns beyond the second where any row has them."""
+    later = tuple((key, f'accuracy@{key}', False) for key in turn_keys(rows)[2:])
+    return COLUMNS[:2] + later + COLUMNS[2:]
 
 
 def _table(head: str, rows: list[tuple[str, dict]]) -> str:
     """A line for each (label, figures)."""
-    heads = ''.join(f'<th scope=col>{heading}</th>' for _, heading, _ in COLUMNS)
+    columns = columns_of([row for _, row in rows])
+    heads = ''.join(f'<th scope=col>{heading}</th>' for _, heading, _ in columns)
     lines = ''.join(f'<tr><th scope=row>{text(label)}{_count(row)}</th>'
-                    + ''.join(_cell(row, *column) for column in COLUMNS) + '</tr>' for label, row in rows)
+                    + ''.join(interval_cell(row, *column) for column in columns) + '</tr>' for label, row in rows)
     return (f'<table><thead><tr><th scope=col>{text(head)}</th>{heads}</tr></thead>'
             f'<tbody>{lines}</tbody></table>')
 
@@ -160,7 +165,8 @@ def _count(row: dict) -> str:
     return f'<small>{", ".join(said)}</small>' if said else ''
 
 
-def _cell(row: dict, key: str, heading: str, is_difference: bool) -> str:
+def interval_cell(row: dict, key: str, heading: str, is_difference: bool) -> str:
+    """A figure in percent, its interval below, and where the row has one the p-value of its test."""
     show = signed if is_difference else percent
     low, value, high = (100 * number(row, name) for name in (f'{key}_low', key, f'{key}_high'))
     tone = ''
@@ -168,7 +174,9 @@ def _cell(row: dict, key: str, heading: str, is_difference: bool) -> str:
         tone = ' class="better"' if low > 0 else ' class="worse"' if high < 0 else ''
     joint = ' to ' if is_difference else '–'
     interval = f'<small>{show(low)}{joint}{show(high)}</small>' if math.isfinite(low + high) else ''
-    return f'<td data-label="{heading}"><b{tone}>{show(value)}</b>{interval}</td>'
+    p = number(row, f'{key}_p')
+    test = f'<small>p {"&lt; 0.001" if p < 0.001 else f"= {p:.3f}"}</small>' if math.isfinite(p) else ''
+    return f'<td data-label="{heading}"><b{tone}>{show(value)}</b>{interval}{test}</td>'
 
 
 # --- charts
@@ -184,9 +192,11 @@ def _training(progress: list[str], charts: str) -> str:
             f'<div class="charts">{charts}</div>')
 
 
-def _figure(title: str, caption: str, light: bytes, dark: bytes) -> str:
+def figure(title: str, caption: str, light: bytes, dark: bytes, below: str = '') -> str:
+    """A chart as PNG for both pages; `below` is HTML that follows its caption."""
     return (f'<figure><h3>{title}</h3><picture><source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-            f'<img src="{_data(light)}" alt="Chart: {title}"></picture><figcaption>{caption}</figcaption></figure>')
+            f'<img src="{_data(light)}" alt="Chart: {title}"></picture><figcaption>{caption}</figcaption>{below}'
+            '</figure>')
 
 
 def _data(png: bytes) -> str:
@@ -200,7 +210,7 @@ def _transcripts(transcripts: list[dict]) -> str:
     if not transcripts:
         return '<p class="empty">No transcripts yet: there is no readable samples.jsonl.</p>'
     parts = ['<p class="caption">Picked to show every kind, so their shares here say nothing about how often each '
-             'happens. In the second response <mark>marked</mark> tokens differ from the first.</p>']
+             'happens. In later responses <mark>marked</mark> tokens differ from the one before.</p>']
     for kind, (title, caption) in KINDS.items():
         samples = [sample for sample in transcripts if sample['kind'] == kind]
         if samples:
@@ -217,6 +227,9 @@ def _transcript(sample: dict) -> str:
         response = shorten(turn.get('response'))
         shown, note = text(response), ''
         if place > 0:
+            if place == 1 and sample.get('feedback'):
+                parts.append(f'<div class="instruction"><h4>Feedback, not graded</h4><pre>'
+                             f'{text(shorten(sample["feedback"]))}</pre></div>')
             if place == 1 and sample.get('instruction'):
                 parts.append(f'<div class="instruction"><h4>Instruction</h4><pre>'
                              f'{text(shorten(sample["instruction"]))}</pre></div>')
@@ -241,14 +254,14 @@ def _turn(place: int, turn: dict, shown: str, note: str) -> str:
     facts += [f'{tokens:g} tokens'] if math.isfinite(tokens) else []
     facts += ['cut off at the limit'] if turn.get('truncated') is True else []
     facts += [note] if note else []
-    return (f'<div class="turn turn{min(place, 2)}"><h4>Turn {place} {badge}</h4>'
+    return (f'<div class="turn turn{min(place, 4)}"><h4>Turn {place} {badge}</h4>'
             f'<pre>{shown or "<i>empty</i>"}</pre><p class="facts">{" · ".join(facts)}</p></div>')
 
 
 def _source(sample: dict) -> str:
     parts = [str(sample.get('method', sample.get('stage', '?')))]
     if math.isfinite(number(sample, 'temperature')):
-        parts.append(plots.temperature_label(sample))
+        parts.append(temperature_label(sample))
     if math.isfinite(number(sample, 'step')):
         parts.append(f"training step {number(sample, 'step'):g}")
     return ' · '.join(parts)

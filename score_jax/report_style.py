@@ -1,6 +1,6 @@
 """The style sheet of a report: the colours of the charts, light and dark, and a layout that folds for phones."""
 
-from score_jax import plots
+from score_jax import plot_style
 
 
 def _variables(theme: dict[str, str]) -> str:
@@ -8,9 +8,9 @@ def _variables(theme: dict[str, str]) -> str:
 
 
 STYLE = f"""
-:root {{ color-scheme: light dark; {_variables(plots.LIGHT)} --page:#f5f6f8; --soft:#f5f6f8; --mark:#ffe2c7; }}
+:root {{ color-scheme: light dark; {_variables(plot_style.LIGHT)} --page:#f5f6f8; --soft:#f5f6f8; --mark:#ffe2c7; }}
 @media (prefers-color-scheme: dark) {{
-  :root {{ {_variables(plots.DARK)} --page:#111419; --soft:#20252d; --mark:#5a3a1e; }}
+  :root {{ {_variables(plot_style.DARK)} --page:#111419; --soft:#20252d; --mark:#5a3a1e; }}
 }}
 """ + """
 * { box-sizing: border-box; }
@@ -47,6 +47,8 @@ figure { margin: 0; padding: 1rem 1.1rem; background: var(--face); border: 1px s
 figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .6rem; }
+figure details { border: 0; } figure summary { padding: .3rem 0; font-size: .875rem; }
+.wide { overflow-x: auto; } figure table { font-size: .85rem; } figure th, figure td { padding: .35rem .6rem; }
 #results figure { margin-top: 1.5rem; display: grid; grid-template-columns: minmax(0, 36rem) minmax(0, 1fr);
   gap: 0 2rem; }
 #results figure h3 { grid-column: 1 / -1; }
@@ -59,8 +61,9 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26r
 code { font-size: .8rem; color: var(--ink); }
 .instruction pre { color: var(--muted); font-size: .8rem; }
 .turn { padding: .7rem .9rem; background: var(--soft); border-left: 3px solid var(--turn1); border-radius: 0 6px 6px 0; }
-.turn2 { border-color: var(--turn2); }
-.turn h4 { color: var(--turn1); } .turn2 h4 { color: var(--turn2); }
+.turn2 { border-color: var(--turn2); } .turn3 { border-color: var(--turn3); } .turn4 { border-color: var(--turn4); }
+.turn h4 { color: var(--turn1); } .turn2 h4 { color: var(--turn2); } .turn3 h4 { color: var(--turn3); }
+.turn4 h4 { color: var(--turn4); }
 .turn .facts { margin-top: .4rem; }
 .badge { margin-left: .4rem; padding: .05rem .5rem; border: 1px solid currentColor; border-radius: 1rem;
   font-size: .75rem; }

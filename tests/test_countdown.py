@@ -196,7 +196,7 @@ def test_solutions_are_counted_as_the_verifier_would_call_them_right(numbers):
 
 def test_a_problem_is_grouped_by_how_many_chains_solve_it(task, all_problems):
     names = {problem: task.groups(problem)['solutions'] for problem in all_problems}
-    bounds = {'1': (1, 1), '2': (2, 2), '3 to 5': (3, 5), '6 or more': (6, 99)}
+    bounds = {'1': (1, 1), '2': (2, 2), '3-5': (3, 5), '6+': (6, 99)}
     assert set(names.values()) == set(bounds)
     for problem, name in names.items():
         low, high = bounds[name]

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from score_jax import jsonl, plots, report, report_html
+from score_jax import jsonl, plot_style, plots, plots_evaluation, report, report_html, report_measures
 from score_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,16 @@ def sample(kind: str, method: str = 'stage2', temperature: float = 1.0, name: st
                 temperature=temperature) | extra
 
 
+def scaling_row(*deltas: float, method: str = 'stage2') -> dict:
+    """A vote of 2, 4, ... responses, each difference give or take 2 points."""
+    votes = [dict(budget=2 << place, rollouts=1 << place) | {
+        name: value for key, figure in (('parallel', 0.5), ('sequential', 0.5 + delta), ('delta', delta))
+        for name, value in ((key, figure), (f'{key}_low', figure - 0.02), (f'{key}_high', figure + 0.02))}
+        for place, delta in enumerate(deltas)]
+    passed = [dict(k=k, accuracy=0.5, accuracy_low=0.4, accuracy_high=0.6) for k in (1, 2, 4)]
+    return dict(method=method, seed=0, temperature=0.7, n=200, samples=64, turns=2, pass_at_k=passed, vote=votes)
+
+
 def make_run(workdir: Path) -> Path:
     base = [dict(stage='base', step=step, steps=50, loss=3 - step / 50) for step in range(1, 51)]
     lines(workdir / 'base' / 'metrics.jsonl', base)
@@ -54,7 +65,13 @@ def make_run(workdir: Path) -> Path:
     rows = [result('stage2', 0.0, t1=0.6, t2=0.672, delta=0.072, i_to_c=0.081, c_to_i=0.009, changed=0.25),
             result('base', 0.0, t1=0.5, t2=0.45, delta=-0.05, i_to_c=0.03, c_to_i=0.08, changed=0.4),
             result('base', 1.0, t1=0.4, t2=0.34, delta=-0.06, i_to_c=0.03, c_to_i=0.09, changed=0.4)]
+    group = result('', 0.0, t1=0.3, t2=0.4)
+    rows[0]['delta_p'] = 0.0004
+    rows[2] |= result('base', 1.0, truncated_turn1=0.1, no_answer_turn2=0.0, edit_distance=0.2) | {
+        'by': {'level': {'1': group, '2': group}}, 'edit_histogram': dict.fromkeys(KINDS, [3, 0, 1, 2])}
     (workdir / 'results.json').write_text(json.dumps(rows))
+    (workdir / 'attempts.json').write_text(json.dumps([result('stage2', 0.0, t1=0.5, t2=0.6, t3=0.55, delta=0.05)]))
+    (workdir / 'scaling.json').write_text(json.dumps([scaling_row(-0.02, 0.05, 0.06)]))
     samples = [sample(kind, method, temperature, name=f'{method}-{temperature}-{place}') for place in range(30)
                for kind in KINDS for method in ('base', 'stage2') for temperature in (0.0, 1.0)]
     lines(workdir / 'evaluation' / 'samples.jsonl', samples)
@@ -113,31 +130,34 @@ def test_page_is_self_contained(run):
 
 def test_page_has_every_section_and_chart(run):
     _, page = run
-    for section in ('results', 'training', 'transcripts', 'configs'):
+    for section in ('results', 'measures', 'training', 'transcripts', 'configs'):
         assert f'<section id="{section}">' in page and f'href="#{section}"' in page
-    for title in ('Both attempts of every method', *(chart.title for chart in plots.CHARTS if chart.name != 'entropy')):
-        assert f'<h3>{title}</h3>' in page
-    assert '<h3>Entropy</h3>' not in page  # nothing logged it
-    assert page.count('<details>') == 3 and '&lt;b&gt;bold&lt;/b&gt;' in page
+    for chart in (*plots_evaluation.CHARTS, *plots.CHARTS):
+        assert (f'<h3>{chart.title}</h3>' in page) == (chart.name != 'entropy'), chart.name  # nothing logged it
+    assert page.count('<details><summary>') == 3 + 1 + page.count('<summary>The numbers</summary>')  # configs, level
+    assert '&lt;b&gt;bold&lt;/b&gt;' in page
 
 
-def test_charts_are_png_files_too(run):
+def test_charts_are_files_too_for_the_screen_and_for_print(run):
     workdir, page = run
-    names = {path.name for path in (workdir / 'report').iterdir()}
-    assert {'evaluation.png', 'accuracy.png', 'delta.png', 'transitions.png', 'changed.png', 'kl.png', 'lengths.png',
-            'truncation.png', 'base_loss.png'} == names
-    assert all((workdir / 'report' / name).read_bytes().startswith(b'\x89PNG') for name in names)
+    names = {chart.name for chart in (*plots_evaluation.CHARTS, *plots.CHARTS)} - {'entropy'}
+    files = {path.name: path.read_bytes() for path in (workdir / 'report').iterdir()}
+    assert files.keys() == {f'{name}.{kind}' for name in names for kind in ('png', 'pdf')}
+    assert all(data.startswith(b'\x89PNG' if name.endswith('png') else b'%PDF') for name, data in files.items())
     assert page.count('data:image/png;base64,') == 2 * len(names)  # light and dark
 
 
-def test_writing_again_gives_the_same_page_and_drops_charts_without_data(tmp_path):
-    workdir = make_run(tmp_path)
-    first = report.write(workdir).read_text()
-    assert report.write(workdir).read_text() == first
+def test_writing_again_gives_the_same_page_and_drops_charts_without_data(run, tmp_path):
+    before, page = run
+    workdir = shutil.copytree(before, tmp_path / before.name)
+    assert report.write(workdir).read_text() == page
+    files = {path.name: path.read_bytes() for path in (before / 'report').iterdir()}
+    assert {path.name: path.read_bytes() for path in (workdir / 'report').iterdir()} == files
     (workdir / 'results.json').unlink()
     report.write(workdir)
-    assert not (workdir / 'report' / 'evaluation.png').exists()
-    assert (workdir / 'report' / 'accuracy.png').exists()
+    for kind in ('png', 'pdf'):
+        assert not (workdir / 'report' / f'evaluation.{kind}').exists()
+        assert (workdir / 'report' / f'accuracy.{kind}').exists() and (workdir / 'report' / f'vote.{kind}').exists()
 
 
 def test_does_not_import_jax():
@@ -152,7 +172,7 @@ def cells(page: str, temperature: str, method: str) -> list[tuple[str, str]]:
     """(value, interval) of each column of one row."""
     table = page[page.index(f'<h3>{temperature}</h3><table>'):].split('</table>')[0]
     row = next(row for row in table.split('<tr>') if f'<th scope=row>{method}<' in row)
-    return re.findall(r'<td[^>]*><b[^>]*>([^<]*)</b><small>([^<]*)</small></td>', row)
+    return re.findall(r'<td[^>]*><b[^>]*>([^<]*)</b><small>([^<]*)</small>', row)
 
 
 def test_table_has_every_number_with_its_interval(run):
@@ -164,7 +184,7 @@ def test_table_has_every_number_with_its_interval(run):
     assert sampled == ['40.0', '34.0', '−6.0', '3.0', '9.0', '40.0']
     greedy = page[page.index('<h3>Greedy</h3>'):page.index('<h3>Temperature 1</h3>')]
     assert greedy.index('>base<') < greedy.index('>stage2<')  # as trained, not as in the file
-    assert 'n = 1,000' in greedy
+    assert 'n = 1,000' in greedy and '<small>p &lt; 0.001</small>' in greedy
 
 
 def test_signed_never_shows_minus_zero():
@@ -174,7 +194,7 @@ def test_signed_never_shows_minus_zero():
 
 def test_seed_is_named_where_a_method_has_several():
     rows = [dict(method='base', seed=0), dict(method='stage2', seed=0), dict(method='stage2', seed=1)]
-    assert [plots.row_label(row, rows) for row in rows] == ['base', 'stage2 · seed 0', 'stage2 · seed 1']
+    assert [plot_style.row_label(row, rows) for row in rows] == ['base', 'stage2 · seed 0', 'stage2 · seed 1']
 
 
 # --- what the numbers say
@@ -222,6 +242,70 @@ def test_findings_warn_of_truncation_even_if_one_turn_logged_none():
     columns = dict(step=np.arange(3.0), t1=np.ones(3), truncated_turn1=np.full(3, np.nan),
                    truncated_turn2=np.full(3, 0.3))
     assert '30 % of the responses were cut off at the end of stage1' in report.findings([], {'stage1': columns})[-1][1]
+
+
+# --- more turns than two, and more measured
+
+
+def test_every_turn_of_three_has_its_column_and_its_word(tmp_path):
+    row = result('stage2', 0.0, t1=0.5, t2=0.4, t3=0.61, delta=0.11)
+    (tmp_path / 'results.json').write_text(json.dumps([row, result('self_refine', 0.0, t1=0.3, t2=0.2, delta=-0.1)]))
+    curves = [dict(row, t3=0.6, kl_turn3=0.1) for row in rl_rows('stage2', 10)]
+    lines(tmp_path / 'stage2' / 'metrics.jsonl', curves)
+    turns = [dict(response=text, outcome='wrong', read=text) for text in ('a b', 'a c', 'a d')]
+    page = page_of_samples(tmp_path, [dict(sample('i->i'), turns=turns)])
+    assert cells(page, 'Greedy', 'stage2')[:4] == [
+        ('50.0', '48.0–52.0'), ('40.0', '38.0–42.0'), ('61.0', '59.0–63.0'), ('+11.0', '+9.0 to +13.0')]
+    assert '<th scope=col>accuracy@t3</th>' in page
+    assert '61.0 % at the last; delta +11.0 points: the last attempt is better' in html.unescape(page)
+    assert 'class="turn turn3"' in page and 'a <mark>d</mark>' in page and 'against turn 2' in page
+
+
+def test_three_turns_in_training_end_with_the_third(tmp_path):
+    curves = [dict(row, t3=0.625) for row in rl_rows('stage2', 10)]
+    lines(tmp_path / 'stage2' / 'metrics.jsonl', curves)
+    assert '62.5 % at the last' in report.write(tmp_path).read_text()
+
+
+@pytest.mark.parametrize('deltas, tone, words', [
+    ((-0.05, 0.03, 0.05), 'good', 'in a row is better from 4 responses on'),
+    ((0.05, 0.01, 0.05), 'good', 'from 8 responses on'),
+    ((0.05, 0.05, 0.01), 'plain', 'not clearly better'),
+    ((0.05, -0.05), 'bad', 'in a row is worse'),
+])
+def test_a_finding_says_whether_attempts_in_a_row_pay(deltas, tone, words):
+    (said,) = report_measures.sequential_finding([scaling_row(0.1, method='base'), scaling_row(*deltas)], 'stage2')
+    assert said[0] == tone and words in said[1] and f'A vote of {2 << len(deltas) - 1} responses' in said[1]
+    assert report_measures.sequential_finding([scaling_row(0.1)], 'stage1') == []
+
+
+def test_numbers_stand_beside_the_charts(run):
+    _, page = run
+    closer = page[page.index('<section id="measures">'):page.index('<section id="training">')]
+    assert closer.count('<summary>The numbers</summary>') == 5
+    for words in ('stage2, temperature 0.7, 200 problems, 64 samples each', '<th scope=row>8</th>', 'data-label="t3"',
+                  'data-label="cut off 1"'):
+        assert words in closer
+    assert 'A vote of 8 responses by stage2' in page
+
+
+def test_feedback_is_shown_and_not_graded(tmp_path):
+    page = page_of_samples(tmp_path, [sample('i->c', 'self_refine') | {'feedback': 'The <b>sum</b> is off.'}])
+    article = page[page.index('<article>'):].split('</article>')[0]
+    assert 'Feedback, not graded' in article and 'The &lt;b&gt;sum&lt;/b&gt; is off.' in article
+    assert article.index('Feedback') < article.index('Instruction') < article.index('Turn 2')
+
+
+@pytest.mark.parametrize('damage', [
+    '[{"method": "x"', '3', '[{"method": "x"}]', '[{"method": "x", "vote": 3, "pass_at_k": [1, {"k": -1, "accuracy": 1}]}]',
+    '[{"method": "x", "t1": 1e999, "by": [], "edit_histogram": {"i->c": ["a"], "c->i": []}}]',
+    '[{"method": "x", "temperature": 0, "t1": 0.5, "t2": 0.5, "edit_histogram": {"i->c": [1, 2], "c->i": [1]}}]',
+    '[{"method": "$x_{", "temperature": 0, "t1": 0, "by": {"$k": {"$a^": {"t1": 0}, "b": {"t1": 1}}}}]'])
+def test_damaged_rows_of_what_was_measured_are_left_out(tmp_path, damage):
+    lines(tmp_path / 'base' / 'metrics.jsonl', [dict(step=1, loss=2.0)])
+    for name in ('results', 'attempts', 'scaling'):
+        (tmp_path / f'{name}.json').write_text(damage)
+    Checker(report.write(tmp_path).read_text())
 
 
 # --- curves
@@ -359,8 +443,8 @@ def test_damaged_files_are_left_out_and_the_rest_is_shown(tmp_path):
     with open(workdir / 'evaluation' / 'samples.jsonl', 'ab') as file:
         file.write(b'{"turns": 3}\n{"turns": [1, 2]}\n{"turns": [{}]}\n{"turns": [{}, {}], "problem": "\xff"}\n{"tu')
     page = report.write(workdir).read_text()
-    assert 'there is no readable results.json' in page and '<h3>Accuracy of both turns</h3>' in page
-    assert page.count('<details>') == 2
+    assert 'there is no readable results.json' in page and '<h3>Accuracy by turn</h3>' in page
+    assert '<summary>base</summary>' not in page and page.count('<summary>stage') == 2
     assert 'No evaluation yet' in page
 
 
@@ -380,7 +464,7 @@ def test_number_is_nan_for_what_is_no_number():
 def test_a_run_that_has_only_its_base(tmp_path):
     lines(tmp_path / 'base' / 'metrics.jsonl', [dict(stage='base', step=1, loss=2.0)])
     page = report.write(tmp_path).read_text()
-    assert '<h3>Supervised loss of the base</h3>' in page and 'Accuracy of both turns' not in page
+    assert '<h3>Supervised loss of the base</h3>' in page and 'Accuracy by turn' not in page
     assert 'No evaluation yet' in page and 'No transcripts yet' in page and 'No readable config.json' in page
 
 

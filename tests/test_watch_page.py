@@ -121,7 +121,7 @@ def page(browser, folder, request):
 
 
 SHOWN = {
-    'runs': ('first', 'second', '120 / 120', '+28.6'), 'curves': ('Accuracy of both turns', 'stage1', 'stage2'),
+    'runs': ('first', 'second', '120 / 120', '+28.6'), 'curves': ('Accuracy by turn', 'stage1', 'stage2'),
     'transcripts': ('240 transcripts', 'Make 120 of 3 and 5.', 'Turn 1', 'Turn 2', 'Look again.'),
     'results': ('Greedy', 'n = 200', '60.0', '+30.0'), 'config': ('objective.alpha', '0.3')}
 
@@ -250,7 +250,7 @@ def test_runs_are_compared_side_by_side(page):
         page.click(f'[aria-label="Compare {name}"]')
         page.until(f'new URLSearchParams(location.hash.slice(1)).getAll("run").includes({json.dumps(name)})')
     page.click('#selection .add')
-    page.until('document.querySelectorAll("[data-chart=\\"Gain of the second attempt\\"] path.line").length >= 4')
+    page.until('document.querySelectorAll("[data-chart=\\"Gain of the last attempt\\"] path.line").length >= 4')
     colours = page.js('[...new Set([...document.querySelectorAll("[data-chart^=Gain] g[style]")].map('
                       'line => getComputedStyle(line).color))]')
     assert len(colours) == 2  # a colour for each run, in both stages
@@ -268,9 +268,9 @@ def test_runs_are_compared_side_by_side(page):
 
 def test_pointing_into_a_curve_tells_the_values_and_a_click_leads_to_the_transcripts(page):
     page.open('curves', run='first')
-    page.until('document.querySelector("[data-chart=\\"Accuracy of both turns\\"] .area")')
+    page.until('document.querySelector("[data-chart=\\"Accuracy by turn\\"] .area")')
     page.js('''(() => {
-      const area = document.querySelector('[data-chart="Accuracy of both turns"] .area');
+      const area = document.querySelector('[data-chart="Accuracy by turn"] .area');
       const { left, width, top } = area.getBoundingClientRect();
       for (const kind of ['pointermove', 'click'])
         area.dispatchEvent(new PointerEvent(kind, { bubbles: true, clientX: left + width / 2, clientY: top + 5 }));

@@ -29,7 +29,7 @@ OPERATORS = '+-*'
 SPLITS = ('train', 'test')
 _PATIENCE = 1000  # draws without a problem of the split before it counts as empty
 _COUNTED = 5  # numbers of a problem up to which its solutions are counted
-_SOLUTIONS = ((6, '6 or more'), (3, '3 to 5'), (2, '2'), (0, '1'))  # from so many on
+_SOLUTIONS = ((6, '6+'), (3, '3-5'), (2, '2'), (0, '1'))  # from so many on
 _CANDIDATES = 4  # chains drawn at a time while looking for one that stays in range
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from score_jax import plots, report, report_html
+from score_jax import plot_style, report, report_html
 from score_jax.errors import UserError
 from score_jax.jsonl import number, plain
 from score_jax.watch.curves import MetricsFile
@@ -190,9 +190,9 @@ def result(row: dict, rows: list[dict]) -> dict:
     """The numbers of a row of results.json, and what it is called beside the others."""
     keys = [f'{key}{end}' for key, _, _ in report_html.COLUMNS for end in ('', '_low', '_high')]
     numbers = {key: number(row, key) for key in ('n', 'temperature', *keys)}
-    beside = [other for other in rows if plots.temperature_label(other) == plots.temperature_label(row)]
-    names = {'method': plain(row['method']), 'label': plots.row_label(row, beside),
-             'decoding': plots.temperature_label(row)}
+    beside = [other for other in rows if plot_style.temperature_label(other) == plot_style.temperature_label(row)]
+    names = {'method': plain(row['method']), 'label': plot_style.row_label(row, beside),
+             'decoding': plot_style.temperature_label(row)}
     return names | {key: value if math.isfinite(value) else None for key, value in numbers.items()}
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from score_jax import plots
+from score_jax import plot_style
 from score_jax.jsonl import number, plain
 from score_jax.report import kind_of
 from score_jax.report_html import KINDS
@@ -176,7 +176,7 @@ def source_of(sample: dict, stage: str) -> str:
         return plain(stage)[:LONGEST_NAME]
     temperature = ''
     if math.isfinite(number(sample, 'temperature')):
-        temperature = f' · {plots.temperature_label(sample)}'
+        temperature = f' · {plot_style.temperature_label(sample)}'
     return f"evaluation · {plain(str(sample['method'])[:LONGEST_NAME])}{temperature}"
 
 

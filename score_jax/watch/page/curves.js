@@ -5,7 +5,7 @@ import { h } from './dom.js';
 import { CLOSED } from './sample.js';
 import { go, state } from './state.js';
 
-const OWN = ['turn1', 'turn2', 'better', 'worse', 'ink'];
+const OWN = ['turn1', 'turn2', 'turn3', 'turn4', 'better', 'worse', 'ink'];
 
 // `curves`: {run: {stage: columns}}; `details`: {run: {results}}; `colours`: {run: CSS variable}.
 export function curvesView({ about, curves, details, colours, runs }) {
@@ -77,6 +77,7 @@ function figure(spec, { stages, curves, details, colours, runs, all }) {
             const columns = curves[run]?.[stage];
             if (!has(columns, line.key) || (!all && supervised(columns) !== spec.supervised)) return null;
             return {
+              key: line.key,
               name: several ? (spec.lines.length > 1 ? `${run} · ${line.label}` : run) : line.label,
               colour: several ? colours[run] : `--${OWN.includes(line.colour) ? line.colour : 'ink'}`,
               dashed: several && place === 0 && spec.lines.length > 1,
@@ -89,15 +90,16 @@ function figure(spec, { stages, curves, details, colours, runs, all }) {
     }))
     .filter((panel) => panel.series.length);
   if (!panels.length) return null;
+  const lines = spec.lines.filter((line) => panels.some(({ series }) => series.some(({ key }) => key === line.key)));
   const base = several || spec.supervised ? null : baseRow(details[runs[0]]?.results ?? []);
-  const levels = spec.lines
+  const levels = lines
     .map((line) => ({ value: (base?.[line.key] ?? NaN) * spec.scale, colour: `--${line.colour}` }))
     .filter((level) => Number.isFinite(level.value));
   const legend = several
-    ? spec.lines.length > 1
-      ? spec.lines.map((line, place) => ({ name: line.label, colour: '--muted', dashed: place === 0 }))
+    ? lines.length > 1
+      ? lines.map((line, place) => ({ name: line.label, colour: '--muted', dashed: place === 0 }))
       : []
-    : spec.lines.map((line) => ({ name: line.label, colour: `--${line.colour}` }));
+    : lines.map((line) => ({ name: line.label, colour: `--${line.colour}` }));
   if (levels.length)
     legend.push({ name: base.temperature === 1 ? 'base' : `base, ${base.decoding}`, colour: '--muted', dashed: true });
   return chart({
