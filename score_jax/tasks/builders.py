@@ -25,7 +25,9 @@ import tensorflow_datasets as tfds
 from score_jax.errors import UserError
 from score_jax.tasks.files import read_records
 
-_GITHUB = 'https://raw.githubusercontent.com'
+_GITHUB = 'https://raw.githubusercontent.com'  # at a commit, which fixes the content, where the files are at rest
+_GSM8K = f'{_GITHUB}/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c'
+_HUMANEVAL = f'{_GITHUB}/openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d'
 # Files under Git LFS; the commit fixes their content.
 _PRM800K = 'https://media.githubusercontent.com/media/openai/prm800k/7ecc794703b2877f63226f2477a49b34f9b25163/prm800k'
 
@@ -87,8 +89,7 @@ class Gsm8k(_Builder):
     SIZES = {'train': 7473, 'test': 1319}
     FILES = ('gsm8k/train.jsonl', 'gsm8k/test.jsonl')
     HOME = 'https://github.com/openai/grade-school-math'
-    URLS = tuple(
-        f'{_GITHUB}/openai/grade-school-math/master/grade_school_math/data/{split}.jsonl' for split in ('train', 'test'))
+    URLS = tuple(f'{_GSM8K}/grade_school_math/data/{split}.jsonl' for split in ('train', 'test'))
 
     def _read(self, files):
         return {
@@ -163,7 +164,7 @@ class HumanEval(_Builder):
     SIZES = {'test': 164}
     FILES = ('humaneval/HumanEval.jsonl.gz',)
     HOME = 'https://github.com/openai/human-eval'
-    URLS = (f'{_GITHUB}/openai/human-eval/master/data/HumanEval.jsonl.gz',)
+    URLS = (f'{_HUMANEVAL}/data/HumanEval.jsonl.gz',)
 
     def _read(self, files):
         fields = ('task_id', 'prompt', 'canonical_solution', 'test', 'entry_point')
