@@ -158,7 +158,7 @@ def _evaluation(measured: Measured, look: Look) -> Figure | None:
     return figure
 
 
-def _turn_handles(keys: Sequence[str], look: Look) -> list:
+def _turn_handles(keys: Sequence, look: Look) -> list:
     return [handle(look.turn(t + 1), f'turn {t + 1}', MARKERS[t % len(MARKERS)]) for t in range(len(keys))]
 
 
@@ -216,22 +216,21 @@ def _difficulty(measured: Measured, look: Look) -> Figure | None:
     kind = groups_of(rows[0][0])[0]
     names = sorted({name for _, groups in rows for name in groups})[:_GROUPS]
     figure, grid = panels(look, len(rows), sharex=True, sharey=True, height=0.95)
-    keys, own = turn_keys(group for _, groups in rows for group in groups.values()), [row for row, _ in rows]
+    own, seen = [row for row, _ in rows], set()
     for panel, (row, groups) in zip(grid, rows):
-        for key in dict.fromkeys((keys[0], keys[-1])):
-            turn = keys.index(key)
-            places = [i for i, name in enumerate(names) if math.isfinite(number(groups.get(name, {}), key))]
-            if places:
-                _band(panel, places, [groups[names[i]] for i in places], [key] * len(places), look.turn(turn + 1),
-                      MARKERS[turn % len(MARKERS)])
+        keys = turn_keys(groups.values())
+        for turn in dict.fromkeys((0, len(keys) - 1)):
+            places = [i for i, name in enumerate(names) if math.isfinite(number(groups.get(name, {}), keys[turn]))]
+            _band(panel, places, [groups[names[i]] for i in places], [keys[turn]] * len(places), look.turn(turn + 1),
+                  MARKERS[turn % len(MARKERS)])
+            seen.add(turn)
         panel.set_title(shorten(row_label(row, own), 20))
         crowded = sum(min(len(name), 12) for name in names) > 20
         panel.set_xticks(range(len(names)), [shorten(plain(name), 12) for name in names], rotation=60 if crowded else 0)
         panel.grid(axis='y')
     figure.supxlabel(shorten(plain(kind)))
     figure.supylabel('accuracy (%)')
-    handles = _turn_handles(keys, look)
-    legend(figure, handles if len(keys) < 3 else [handles[0], handles[-1]])
+    legend(figure, [handle for turn, handle in enumerate(_turn_handles(range(max(seen) + 1), look)) if turn in seen])
     return figure
 
 
