@@ -255,6 +255,9 @@ def figures(task: tasks.Task, problems: list, attempts: list[list[grading.Attemp
     `edit_histogram`; `truncated_turnN` and `no_answer_turnN`. Rollouts whose grader failed are left out, and counted as
     `dropped`. Where the task tells problems apart, `by` has the same figures for each group, such as
     `by['level']['3']`.
+
+    Raises:
+      UserError: every grading failed in the grader.
     """
     correct, changed = grading.rewards(attempts), grading.changed(attempts)
     problem = np.repeat(np.arange(len(problems)), len(correct) // len(problems))

@@ -83,7 +83,11 @@ def tensors(config: lm.ModelConfig) -> dict[tuple[str, ...], list[Tensor]]:
 
 
 def read_config(directory: Path) -> lm.ModelConfig:
-    """The model that `directory/config.json` describes; activations are bfloat16 where the file says float16."""
+    """The model that `directory/config.json` describes; activations are bfloat16 where the file says float16.
+
+    Raises:
+      UserError: the file is not there or not readable, or describes no model of a family that is known here.
+    """
     values = read_json(directory / 'config.json')
     said = values.get('torch_dtype') or values.get('dtype') or 'float32'
     try:
@@ -247,7 +251,7 @@ def config_json(config: lm.ModelConfig, like: Path | None = None) -> dict:
 
 
 def check_new(directory: Path) -> None:
-    """Refuses a directory with something in it."""
+    """Raises `UserError` for a directory with something in it."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f'{directory} exists already; name another one, or move it away.')
 

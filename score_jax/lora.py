@@ -42,6 +42,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """The factor on the product of the adapters."""
         return self.alpha / self.rank
 
 

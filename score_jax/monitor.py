@@ -23,7 +23,7 @@ _NOTHING = 0.01
 
 
 def change_interval(before: np.ndarray, after: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Interval of the difference of two means, of `after` less of `before` (Welch's)."""
+    """Interval of the difference of two means, of `after [N]` less of `before [M]` (Welch's)."""
     parts = [float(np.var(x, ddof=1)) / len(x) for x in (before, after)]
     middle, variance = float(np.mean(after) - np.mean(before)), sum(parts)
     if not variance:
@@ -34,7 +34,7 @@ def change_interval(before: np.ndarray, after: np.ndarray, confidence: float) ->
 
 
 def failing_first(t1: np.ndarray, delta: np.ndarray, looks: int) -> bool:
-    """Whether t1 lies below its start by more than its interval while delta has grown by more than its own."""
+    """Whether t1 `[N]` lies below its start by more than its interval while delta `[N]` has grown by more than its own."""
     confidence = 1 - (1 - CONFIDENCE) / looks
     _, fell = change_interval(t1[:WINDOW], t1[-WINDOW:], confidence)
     grew, _ = change_interval(delta[:WINDOW], delta[-WINDOW:], confidence)
@@ -42,7 +42,7 @@ def failing_first(t1: np.ndarray, delta: np.ndarray, looks: int) -> bool:
 
 
 def copying(delta: np.ndarray, changed: np.ndarray) -> bool:
-    """Whether nearly all answers stay what they were and nothing is gained."""
+    """Whether nearly all answers stay what they were and nothing is gained; `delta`, `changed` `[N]`, by step."""
     return bool(np.mean(changed[-WINDOW:]) < _COPYING and abs(np.mean(delta[-WINDOW:])) < _NOTHING)
 
 

@@ -91,6 +91,7 @@ class Objective:
 
     @property
     def turns(self) -> int:
+        """N, attempts at each problem."""
         return len(self.reward)
 
 

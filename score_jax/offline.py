@@ -28,7 +28,11 @@ class OfflineConfig:
     attempts: int
 
     def problems_a_step(self, batch: int, first: int) -> int:
-        """How many of a step's `batch` problems have their `first` first attempts from the store."""
+        """How many of a step's `batch` problems have their `first` first attempts from the store.
+
+        Raises:
+          UserError: a share that is none, or a store too small for a step.
+        """
         count = round(self.share * batch)
         if not 0 <= self.share <= 1 or (self.share and not count):
             raise UserError(

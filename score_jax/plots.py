@@ -24,6 +24,7 @@ _DASHED = (0, (4, 3))
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
+    """One line of a chart: a key of metrics.jsonl, and how it is called and drawn."""
     key: str  # in metrics.jsonl; a key that results.json has too gets the level of the base
     label: str
     colour: str
@@ -31,6 +32,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
+    """One chart of the report and of `watch`: its lines, and the words beside it."""
     name: str
     title: str
     unit: str
@@ -94,7 +96,7 @@ def draw(curves: Curves, results: list[dict], look: Look) -> dict[str, bytes]:
 
 
 def is_supervised(columns: dict[str, np.ndarray]) -> bool:
-    """True for a stage that logs nothing that only turns have."""
+    """True for a stage that logs nothing that only turns have; `columns` are `[N]`, by step."""
     return not any(key in columns for key in ('t1', 't2', 'delta', 'reward', 'kl_turn1', 'kl_turn2'))
 
 

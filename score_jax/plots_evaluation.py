@@ -33,6 +33,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
+    """One figure on an evaluation: the words beside it, and what draws it (None where nothing was measured)."""
     name: str
     title: str
     caption: str

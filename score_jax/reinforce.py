@@ -76,7 +76,11 @@ def sampler(config: SamplingConfig, task: tasks.Task, turns: int, temperature: f
 
 
 def pretrained(config) -> str:
-    """The directory that says a stage's model: what it starts from or is held to, if that is one, else `pretrained`."""
+    """The directory that says a stage's model: what it starts from or is held to, if that is one, else `pretrained`.
+
+    Raises:
+      UserError: a path that is no directory.
+    """
     for key in ('start_from', 'reference'):
         if '/' in getattr(config, key):
             if not Path(getattr(config, key)).expanduser().is_dir():

@@ -92,7 +92,7 @@ def read_results(path: Path) -> list[dict]:
 
 
 def progress(curves: dict[str, dict[str, np.ndarray]]) -> list[str]:
-    """How far each stage has come, e.g. 'stage1: step 80 of 200'."""
+    """How far each stage has come, e.g. 'stage1: step 80 of 200', from its columns `[N]`."""
     lines = []
     for stage, columns in curves.items():
         total = columns.get('steps', np.array([np.nan]))[-1]
@@ -176,7 +176,7 @@ def last_method(names: list[str]) -> str:
 
 
 def findings(results: list[dict], curves: dict[str, dict[str, np.ndarray]]) -> list[tuple[str, str]]:
-    """(tone, sentence) about the last method; the tone is good, bad or plain."""
+    """(tone, sentence) about the last method; the tone is good, bad or plain. `curves` holds columns `[N]` by stage."""
     said = _findings_evaluation(results) if results else _findings_training(curves)
     for stage, columns in list(curves.items())[-1:]:
         truncated, no_answer = (

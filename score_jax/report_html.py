@@ -105,6 +105,7 @@ def marked(first: str, second: str) -> tuple[str, int, int]:
 
 
 def percent(value: float) -> str:
+    """With one digit and a true minus; a dash for what is no number."""
     return f'{value:.1f}'.replace('-', '−') if math.isfinite(value) else '–'
 
 

@@ -27,6 +27,9 @@ def figures(attempts: list[list[Attempt]], each: int) -> dict:
 
     `pass_at_k` has a line for each k, `vote` one for each K that fits the rollouts, both over powers of two, with
     intervals over problems. A problem is left out, and counted as `dropped`, if the grader failed at one of its rollouts.
+
+    Raises:
+      UserError: that is so for every problem.
     """
     correct = rewards(attempts).reshape(-1, each, len(attempts)).astype(float)  # [N, S, T]
     valid = np.flatnonzero(np.isfinite(correct).all(axis=(1, 2)))

@@ -59,7 +59,7 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_divisible(key: str, size: int, mesh: Mesh) -> None:
-    """Refuses a batch that the mesh does not divide, and names the nearest sizes that work."""
+    """Raises `UserError`, with the nearest sizes that work, for a batch that the mesh does not divide."""
     shards = batch_shards(mesh)
     if size % shards:
         below, above = size // shards * shards, -(-size // shards) * shards

@@ -69,7 +69,11 @@ def stage_seed(seed: int, stage: str) -> int:
 
 
 def task_and_model(config) -> tuple[tasks.Task, model.ModelConfig]:
-    """What a config says under `task`, `tokenizer`, `chat`, `model` and `pretrained`; all of it is checked."""
+    """What a config says under `task`, `tokenizer`, `chat`, `model` and `pretrained`; all of it is checked.
+
+    Raises:
+      UserError: names what is wrong, and the way out.
+    """
     if config.pretrained and not Path(config.pretrained).expanduser().is_dir():
         raise UserError(
             f'config.pretrained is {config.pretrained!r}, which is no directory; name the one of a Hugging Face model, '
@@ -83,6 +87,9 @@ def model_config(section: dict, task: tasks.Task, pretrained: str = '') -> model
 
     Where `pretrained` is the directory of a Hugging Face model, that one's shape, with the dtype of `config.model`; its
     vocabulary may have more entries than the tokenizer has tokens.
+
+    Raises:
+      UserError: a key that is unknown, missing or of another type; or the vocabulary has fewer entries.
     """
     config = read(model.ModelConfig, section, 'config.model', vocab_size=task.tokenizer.vocab_size)
     if not pretrained:

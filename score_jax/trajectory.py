@@ -37,6 +37,7 @@ class Trajectory:
 
     @property
     def turns(self) -> int:
+        """N, attempts at each problem."""
         return self.truncated.shape[1]
 
     def mask(self, turn: int):

@@ -98,7 +98,11 @@ FAMILIES = {  # by model_type
 
 
 def family_of(config: ModelConfig) -> str:
-    """The `model_type` of the first family whose config.json can say all of `config`."""
+    """The `model_type` of the first family whose config.json can say all of `config`.
+
+    Raises:
+      UserError: none can.
+    """
     for model_type in FAMILIES:
         try:
             if _read(_write(config, model_type), config.dtype) == config:
@@ -120,7 +124,11 @@ def from_json(values: Mapping, dtype: str) -> ModelConfig:
 
 
 def to_json(config: ModelConfig, like: Mapping = ()) -> dict:
-    """A config.json for `config`; what that does not say (special tokens, lengths) is taken from the one in `like`."""
+    """A config.json for `config`; what that does not say (special tokens, lengths) is taken from the one in `like`.
+
+    Raises:
+      UserError: `config` is of no family, or `like` of another one.
+    """
     model_type = family_of(config)
     values = dict(like)
     if values.get('model_type', model_type) != model_type:

@@ -34,6 +34,7 @@ def explain(gold: str, response: str, form: str = 'any') -> str:
 
 
 def main() -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog='python -m score_jax.rewards.explain', description=__doc__.split('\n')[0])
     parser.add_argument('gold')
     parser.add_argument('answer', help='an answer, or a response with a box, a final answer or ####')

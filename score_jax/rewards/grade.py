@@ -76,6 +76,7 @@ def _settled(item: concurrent.futures.Future | UserError) -> Verdict | UserError
 
 
 def main() -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog='python -m score_jax.rewards.grade', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)

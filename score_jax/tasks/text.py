@@ -97,7 +97,11 @@ class TextTask:
         return [known[_order(len(known), seed, place // len(known))[place % len(known)]] for place in places]
 
     def distinct_problems(self, split: str, count: int, *, seed: int) -> list[TextProblem]:
-        """`count` different problems; all of them, where that many there are."""
+        """`count` different problems; all of them, where that many there are.
+
+        Raises:
+          UserError: there are fewer.
+        """
         known = self._problems(split)
         if count > len(known):
             raise UserError(f'config.problems is {count}, but the {split} split has {len(known)}; ask for no more.')

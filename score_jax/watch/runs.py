@@ -159,6 +159,7 @@ class Watcher:
         return {'read': sum(tail.end for tail in files), 'size': sum(max(_size(tail.path), tail.end) for tail in files)}
 
     def close(self) -> None:
+        """Ends `follow`."""
         self._closed.set()
 
 

@@ -148,6 +148,7 @@ class SampleFile:
         return self.read(int(index.offset[row]), int(index.length[row]))
 
     def read(self, start: int, length: int) -> bytes:
+        """Bytes of the file; fewer or none where it no longer has them."""
         try:
             with open(self.tail.path, 'rb', buffering=0) as file:
                 return os.pread(file.fileno(), length, start)

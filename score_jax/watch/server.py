@@ -80,6 +80,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
+        """Where the page is."""
         return f'http://{ADDRESS}:{self.server_port}/'
 
 
@@ -93,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        """Answers one request."""
         try:
             host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         except ValueError:
@@ -136,9 +138,11 @@ class Query(dict):
     """The parameters of a request, {name: [value, ...]}."""
 
     def text(self, name: str) -> str:
+        """The first value of a parameter; '' without one."""
         return self.get(name, [''])[0]
 
     def number(self, name: str) -> int | None:
+        """A whole number of at most nine digits; None without one, and `Refused` for anything else."""
         value = self.text(name)
         if not value:
             return None

@@ -73,6 +73,7 @@ def _held(attack: _Attack, constants: str, layers: tuple[str, ...]) -> tuple[boo
 
 
 def main() -> int:
+    """The command; returns its exit status, 0 if every attack failed."""
     try:
         found = probe()
         layers = tuple(layer for layer in LAYERS if not found[layer])

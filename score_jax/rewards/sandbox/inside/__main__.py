@@ -30,6 +30,7 @@ _DESCRIPTORS = 128
 
 
 def main() -> None:
+    """Puts the layers between itself and the machine, then serves the requests of the session outside."""
     requests, answers = map(int, sys.argv[1:])
     sys.path.pop(0)  # this directory
     config = serve.read(requests)

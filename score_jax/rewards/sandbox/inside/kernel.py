@@ -30,15 +30,18 @@ def syscall(number: int, *arguments, what: str) -> int:
 
 
 def prctl(option: int, argument, *more) -> None:
+    """`prctl(2)`; OSError if the kernel refuses."""
     words = [ctypes.c_ulong(word) if isinstance(word, int) else word for word in (argument, *more)]
     _checked(_libc.prctl(option, *words, *[ctypes.c_ulong(0)] * (3 - len(more))), f'prctl {option}')
 
 
 def unshare(flags: int) -> None:
+    """`unshare(2)`; OSError if the kernel refuses."""
     _checked(_libc.unshare(flags), 'unshare')
 
 
 def mount(source: str, target: str, kind: str | None = None, flags: int = 0, options: str = '') -> None:
+    """`mount(2)`; OSError if the kernel refuses."""
     fstype = kind.encode() if kind else None
     result = _libc.mount(source.encode(), target.encode(), fstype, ctypes.c_ulong(flags), options.encode())
     _checked(result, f'mount {target}')

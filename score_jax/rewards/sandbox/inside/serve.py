@@ -19,6 +19,7 @@ def read(descriptor: int):
 
 
 def write(descriptor: int, text: str) -> None:
+    """Sends one ASCII text, its length first."""
     data = text.encode('ascii')
     data = memoryview(len(data).to_bytes(4, 'big') + data)
     while data:
