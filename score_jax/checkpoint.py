@@ -98,6 +98,13 @@ class Checkpoints:
         saved = {name: x for name, x in record['arrays'].items() if name.startswith('params/')}
         return self._read_arrays(step, saved, {'params': params_like}, cast=True)['params']
 
+    def restore_param(self, name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+        """One of `params()` at the latest step, on the sharding of `like`; errors as `restore_params`."""
+        step, record = self._read_record(None)
+        name = f'params/{name}'
+        saved = {key: x for key, x in record['arrays'].items() if key == name}
+        return self._read_arrays(step, saved, {name: like}, cast=True)[name]
+
     def params(self, *, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of the parameters saved at `step` (None: the latest), by names such as `layers/query`."""
         _, record = self._read_record(step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -72,20 +73,37 @@ def _export(directory: Path, target: Path, dtype: str | None, like: Path | None)
     if checkpoints.meta().get('lora'):
         params = lora.merge(sources.restore(checkpoints, config, _mesh()), dtype)
     else:
-        params = restore(checkpoints, config, _mesh())
+        params = _one_by_one(checkpoints, config)
     hf.save(target, config, params, like=like, dtype=dtype)
-    return f'{_count(params)} of {directory} are a Hugging Face model in {target} now'
+    return f'{_count(model.abstract(config, _mesh()))} of {directory} are a Hugging Face model in {target} now'
+
+
+def _one_by_one(
+    checkpoints: checkpoint.Checkpoints, config: model.ModelConfig) -> Callable[[tuple[str, ...]], jax.Array]:
+    """What restores a parameter by its path, so that the host need not hold them all."""
+    like = jax.tree.leaves_with_path(_as_saved(checkpoints, config, _mesh()))
+    named = {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in like}
+    wrong = named.keys() ^ checkpoints.params().keys()
+    if wrong:
+        raise UserError(
+            f'{checkpoints.directory} is not of the model that it is said to be: {", ".join(sorted(wrong))} are missing '
+            'or left over; bring back the config that it was trained with.')
+    return lambda path: checkpoints.restore_param('/'.join(path), named['/'.join(path)])
 
 
 def restore(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig, mesh: jax.sharding.Mesh) -> dict:
     """The parameters of the latest step on `mesh`, each in the dtype that it was saved in."""
+    return checkpoints.restore_params(_as_saved(checkpoints, config, mesh))
+
+
+def _as_saved(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig, mesh: jax.sharding.Mesh) -> dict:
     saved = checkpoints.params()
 
     def as_saved(path, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         return x.update(dtype=saved[name].dtype) if name in saved else x
 
-    return checkpoints.restore_params(jax.tree.map_with_path(as_saved, model.abstract(config, mesh)))
+    return jax.tree.map_with_path(as_saved, model.abstract(config, mesh))
 
 
 def came_from(directory: Path) -> Path | None:

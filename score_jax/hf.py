@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -30,7 +30,8 @@ from score_jax.sharding import named_sharding
 
 DTYPES = {'F32': np.dtype('float32'), 'F16': np.dtype('float16'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
 INDEX = 'model.safetensors.index.json'
-SHARD_BYTES = 2 * 1024**3  # of a file that is written; the host holds one at a time
+SHARD_BYTES = 1024**3  # of a file that is written; the host holds one at a time
+_EMBEDDING = 'model.embed_tokens.weight'
 SHOWN = 10  # of a list of wrong tensors
 
 
@@ -196,7 +197,7 @@ class _Files:
         """Refuses a directory whose tensors are not those of the model, with the list of what is wrong."""
         shapes = {tensor.name: tensor.shape for tensor in wanted}
         extra = {name for name in self._file.keys() - shapes.keys() if not name.endswith('rotary_emb.inv_freq')}
-        head, embedding = 'lm_head.weight', 'model.embed_tokens.weight'
+        head, embedding = 'lm_head.weight', _EMBEDDING
         if tied and {head, embedding} <= self._file.keys():
             if self.read(head).tobytes() != self.read(embedding).tobytes():
                 raise UserError(
@@ -218,12 +219,14 @@ class _Files:
                 'config.json or name another directory.')
 
 
-def save(directory: Path, config: lm.ModelConfig, params: dict, *, like: Path | None = None, dtype: str | None = None):
+def save(
+    directory: Path, config: lm.ModelConfig, params: dict | Callable[[tuple[str, ...]], jax.Array], *,
+    like: Path | None = None, dtype: str | None = None):
     """Writes a directory that `transformers` and vLLM load, whole or not at all.
 
     Args:
       directory: must not exist yet, or be empty.
-      params: on any mesh of this process.
+      params: on any mesh of this process; or what gives each of them by its path, so that one is there at a time.
       like: a directory of the same family, for the tokenizer's files and for what config.json says beside the model:
         special tokens, lengths.
       dtype: of the tensors; None: that of the parameters.
@@ -234,12 +237,11 @@ def save(directory: Path, config: lm.ModelConfig, params: dict, *, like: Path | 
     directory = directory.resolve()
     check_new(directory)
     values = config_json(config, like)
-    values['torch_dtype'] = dtype or str(params['embedding'].dtype)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f'.{directory.name}-') as temporary:
         partial = Path(temporary) / directory.name
         partial.mkdir()
-        _write_tensors(partial, config, params, dtype)
+        values['torch_dtype'] = _write_tensors(partial, config, params, dtype)
         copy_small_files(like, partial)
         (partial / 'config.json').write_text(json.dumps(values, indent=2) + '\n')
         os.replace(partial, directory)
@@ -263,7 +265,8 @@ def copy_small_files(source: Path | None, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _write_tensors(directory: Path, config: lm.ModelConfig, params: dict, dtype: str | None) -> None:
+def _write_tensors(directory: Path, config: lm.ModelConfig, params, dtype: str | None) -> str:
+    """The files of `save`; returns the type of the embedding in them."""
     shard, shards, where = {}, 0, {}
 
     def flush():
@@ -281,21 +284,25 @@ def _write_tensors(directory: Path, config: lm.ModelConfig, params: dict, dtype:
             flush()
         shard[name] = array
         total += array.nbytes
+        if name == _EMBEDDING:
+            kept = str(array.dtype)
     flush()
     if shards == 1:
         os.replace(directory / '1.safetensors', directory / 'model.safetensors')
-        return
+        return kept
     names = {n: f'model-{n:05}-of-{shards:05}.safetensors' for n in range(1, shards + 1)}
     for n, name in names.items():
         os.replace(directory / f'{n}.safetensors', directory / name)
     index = {'metadata': {'total_size': total}, 'weight_map': {name: names[n] for name, n in where.items()}}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+    return kept
 
 
-def _host_tensors(config: lm.ModelConfig, params: dict) -> Iterator[tuple[str, np.ndarray]]:
+def _host_tensors(config: lm.ModelConfig, params) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value of each tensor, in the layout of the file."""
     for path, group in tensors(config).items():
-        param = functools.reduce(dict.__getitem__, path, params)
+        param = params(path) if callable(params) else functools.reduce(dict.__getitem__, path, params)
         for layer, tensor in enumerate(group):
             ours = param if param.ndim == len(tensor.ours) else param[layer]
             yield tensor.name, tensor.to_file(np.asarray(ours))
+        del param, ours  # before the next is made
