@@ -63,12 +63,13 @@ def _attempts(measured: Measured) -> str:
 
 
 def _pass_at_k(measured: Measured) -> str:
-    parts = []
+    rows, every = [], set()
     for row in measured.scaling:
         lines = lines_of(row, 'pass_at_k', 'k', 'accuracy')
-        parts.append(_table('k', [(f'{line["k"]:g}', line) for line in lines], [('accuracy', 'pass@k', False)],
-                            _head(row, measured.scaling)))
-    return _details(parts)
+        every |= {line['k'] for line in lines}
+        rows.append({key: row.get(key) for key in ('method', 'seed', 'temperature')} | {
+            f'k{line["k"]:g}{end}': line.get(f'accuracy{end}') for line in lines for end in ('', '_low', '_high')})
+    return _methods(rows, [(f'k{k:g}', f'k = {k:g}', False) for k in sorted(every)])
 
 
 def _vote(measured: Measured) -> str:

@@ -48,7 +48,7 @@ figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .6rem; }
 figure details { border: 0; } figure summary { padding: .3rem 0; font-size: .875rem; }
-.wide { overflow-x: auto; } figure table { font-size: .85rem; } figure th, figure td { padding: .35rem .6rem; }
+.wide { overflow-x: auto; } .wide tr > :first-child { white-space: nowrap; } figure table { font-size: .85rem; } figure th, figure td { padding: .35rem .6rem; }
 #results figure { margin-top: 1.5rem; display: grid; grid-template-columns: minmax(0, 36rem) minmax(0, 1fr);
   gap: 0 2rem; }
 #results figure h3 { grid-column: 1 / -1; }

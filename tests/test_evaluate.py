@@ -249,8 +249,8 @@ def test_self_refine_asks_for_feedback_and_then_for_an_answer(workdir, measured,
 
     monkeypatch.setattr(rollout, 'sample', watched)
     monkeypatch.setattr(Countdown, 'verify', lambda *args: verified.append(len(args[2])) or verify(*args))
-    e = evaluation(workdir, methods=('base', 'self_refine'), temperatures=(1.0,), batch=16, **{
-        'self_refine.feedback': 'check :', 'self_refine.refine': 'make : check', 'rollout.max_tokens': 6})
+    e = evaluation(workdir, methods=('base', 'self_refine'), temperatures=(1.0,), problems=8, **{
+        'self_refine.feedback': 'check :', 'self_refine.refine': 'make : check'})
     e.run()
     words = [e.task.tokenizer.encode(text) for text in ('check :', 'make : check')]
     assert asked == [(2, words[0]), (3, words)]
@@ -265,7 +265,7 @@ def test_self_refine_asks_for_feedback_and_then_for_an_answer(workdir, measured,
 
 
 def test_self_refine_with_other_words_is_measured_again(workdir, measured):
-    changes = {'methods': ('base', 'self_refine'), 'temperatures': (0.0,)}
+    changes = {'methods': ('base', 'self_refine'), 'temperatures': (1.0,), 'problems': 8}
     for feedback in ('', '', 'make :'):
         evaluation(workdir, **changes, **{'self_refine.feedback': feedback}).run()
     assert len(measured) == 3
@@ -280,7 +280,7 @@ def test_self_refine_needs_the_stage_that_it_prompts(workdir, measured, capsys):
 
 
 def test_many_attempts_and_many_samples_are_rows_of_files_of_their_own(workdir, measured):
-    changes = {'attempts.turns': 4, 'attempts.problems': 5, 'scaling.samples': 4, 'scaling.problems': 9}
+    changes = {'attempts.turns': 3, 'attempts.problems': 5, 'scaling.samples': 4, 'scaling.problems': 9}
     plain = {'methods': ('base', 'self_refine'), 'temperatures': (0.0,)}
     evaluation(workdir, **plain).run()
     assert not (workdir / 'attempts.json').exists() and not (workdir / 'scaling.json').exists()
@@ -290,7 +290,7 @@ def test_many_attempts_and_many_samples_are_rows_of_files_of_their_own(workdir, 
         assert measured == [0.0, 0.0, 0.0, 0.7] and results(workdir) == before
     (attempts,), (scaling,) = (json.loads((workdir / name).read_text()) for name in ('attempts.json', 'scaling.json'))
     assert (attempts['method'], attempts['temperature'], attempts['n']) == ('base', 0.0, 5)
-    assert {f't{t}' for t in range(1, 5)} | {'t4_low', 'delta_t4', 'truncated_turn4'} <= attempts.keys()
+    assert {f't{t}' for t in range(1, 4)} | {'t3_low', 'delta_t3', 'truncated_turn3'} <= attempts.keys()
     assert (scaling['method'], scaling['temperature'], scaling['n'], scaling['samples']) == ('base', 0.7, 9, 4)
     assert [line['k'] for line in scaling['pass_at_k']] == [1, 2, 4]
     assert [(line['budget'], line['rollouts']) for line in scaling['vote']] == [(2, 1), (4, 2)]

@@ -147,17 +147,24 @@ def test_charts_are_files_too_for_the_screen_and_for_print(run):
     assert page.count('data:image/png;base64,') == 2 * len(names)  # light and dark
 
 
-def test_writing_again_gives_the_same_page_and_drops_charts_without_data(run, tmp_path):
+def test_writing_again_gives_the_same_page_and_files(run, tmp_path):
     before, page = run
     workdir = shutil.copytree(before, tmp_path / before.name)
     assert report.write(workdir).read_text() == page
     files = {path.name: path.read_bytes() for path in (before / 'report').iterdir()}
     assert {path.name: path.read_bytes() for path in (workdir / 'report').iterdir()} == files
-    (workdir / 'results.json').unlink()
-    report.write(workdir)
-    for kind in ('png', 'pdf'):
-        assert not (workdir / 'report' / f'evaluation.{kind}').exists()
-        assert (workdir / 'report' / f'accuracy.{kind}').exists() and (workdir / 'report' / f'vote.{kind}').exists()
+
+
+def test_charts_without_data_go(tmp_path):
+    lines(tmp_path / 'base' / 'metrics.jsonl', [dict(step=1, loss=2.0)])
+    results = tmp_path / 'results.json'
+    results.write_text(json.dumps([dict(method='base', temperature=1.0, t1=0.5, t2=0.5)]))
+    report.write(tmp_path)
+    results.unlink()
+    for names in ({'base_loss', 'evaluation'}, {'base_loss'}):
+        assert {path.name for path in (tmp_path / 'report').iterdir()} == {
+            f'{name}.{kind}' for name in names for kind in ('png', 'pdf')}
+        report.write(tmp_path)
 
 
 def test_does_not_import_jax():
@@ -284,7 +291,7 @@ def test_numbers_stand_beside_the_charts(run):
     closer = page[page.index('<section id="measures">'):page.index('<section id="training">')]
     assert closer.count('<summary>The numbers</summary>') == 5
     for words in ('stage2, temperature 0.7, 200 problems, 64 samples each', '<th scope=row>8</th>', 'data-label="t3"',
-                  'data-label="cut off 1"'):
+                  'data-label="cut off 1"', 'data-label="k = 4"'):
         assert words in closer
     assert 'A vote of 8 responses by stage2' in page
 
@@ -436,6 +443,8 @@ def test_text_of_a_model_cannot_act(tmp_path):
 
 def test_damaged_files_are_left_out_and_the_rest_is_shown(tmp_path):
     workdir = make_run(tmp_path)
+    for name in ('attempts', 'scaling'):
+        (workdir / f'{name}.json').write_text('[{"method": "ba')
     (workdir / 'results.json').write_text('[{"method": "ba')
     (workdir / 'base' / 'config.json').write_bytes(b'\xff\xfe{')
     with open(workdir / 'stage1' / 'metrics.jsonl', 'ab') as file:
