@@ -56,6 +56,7 @@ class Policy:
 
     @functools.cached_property
     def params(self) -> dict:
+        """The parameters, on the mesh; restored once."""
         return self.restore()
 
 
@@ -117,7 +118,8 @@ def _untrained(directory: Path, turns: int, temperature: float, max_tokens: int)
     return Policy(
         name=f'the model in {directory}' + (f' with its chat format ({name})' if name else ''), model=shape, mesh=mesh,
         task=task, section=dataclasses.asdict(section), sampling=_sampling(task, turns, temperature, max_tokens),
-        restore=lambda: convert.restore(Checkpoints(directory), shape, mesh) if converted else hf.load(directory, mesh)[1])
+        restore=lambda: (
+            convert.restore(Checkpoints(directory), shape, mesh) if converted else hf.load(directory, mesh)[1]))
 
 
 def _sampling(task: tasks.Task, turns: int, temperature: float, max_tokens: int) -> rollout.RolloutConfig:
@@ -234,7 +236,7 @@ class Conversation:
         """
         policy, task = self._policy, self._policy.task
         if self.attempts:
-            self._tokens += rollout.closing(policy.sampling, self._tokens[-1]) + tasks.instruction_tokens(task)
+            self._tokens += rollout.closing(policy.sampling.close_token, self._tokens[-1]) + tasks.instruction_tokens(task)
         self.attempts += 1
         stream, grader = TextStream(task.tokenizer.decode), grading.Grader(task, [self._problem])
         trajectory = rollout.sample(

@@ -79,6 +79,7 @@ class PairsConfig(TrainConfig):
 
     @property
     def schedule_steps(self) -> int:
+        """Updates of one iteration, which has a schedule of its own."""
         return self.steps // self.iterations
 
 
@@ -123,7 +124,7 @@ class Pairs(Stage):
         config, turns = self.config, 2 if self.config.pairs == 'rollout' else 1
         self.sampler = sampler(config.rollout, self.task, turns, config.temperature)
         self.forks = (config.group.first, config.group.second)[:turns]
-        self._instruction = self.task.tokenizer.encode(self.task.instruction)
+        self._instruction = tasks.instruction_tokens(self.task)
         sampler(config.rollout, self.task, 2, config.temperature).check_length(
             self.task.longest_prompt('train'), len(self._instruction))
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
@@ -160,10 +161,8 @@ class Pairs(Stage):
                 pairs = from_rollouts(responses, config.keep_right)
             else:
                 pairs = from_problem([first for first, in responses], config.keep_right, rng)
-            prompt = tasks.prompt_tokens(self.task, problem)
-            rows += [
-                lay_out(prompt, self._instruction, [one.tokens for one in pair], [one.right for one in pair])
-                for pair in pairs]
+            rows += [lay_out(self.task, problem, [one.tokens for one in pair], [one.right for one in pair])
+                     for pair in pairs]
             if len(lines) < config.samples and config.pairs == 'rollout':
                 lines.append(grading.sample_line(self.task, problem, [turn[0] for turn in graded]))
             for turn, more in zip(attempts, graded):

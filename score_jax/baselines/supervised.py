@@ -10,7 +10,7 @@ import jax
 
 from score_jax import model, progress, settings, sharding, tasks
 from score_jax.errors import UserError
-from score_jax.rollout import pad_rows
+from score_jax.rollout import closing, pad_rows
 from score_jax.tasks.countdown import Habits
 from score_jax.train import Stage, TrainConfig
 
@@ -36,12 +36,12 @@ class SupervisedConfig(TrainConfig):
 
 
 def lay_out(
-    prompt: list[int], instruction: list[int], responses: Sequence[list[int]], trained: Sequence[bool],
-) -> tuple[list[int], list[int]]:
+    task: tasks.Task, problem, responses: Sequence[list[int]], trained: Sequence[bool]) -> tuple[list[int], list[int]]:
     """Tokens and turns of a dialogue as the rollout lays it out; the turn of a response that is not trained is 0."""
-    tokens, turn = list(prompt), [0] * len(prompt)
+    tokens = tasks.prompt_tokens(task, problem)
+    turn, instruction = [0] * len(tokens), tasks.instruction_tokens(task)
     for i, (own, train) in enumerate(zip(responses, trained, strict=True)):
-        between = instruction if i else []
+        between = closing(task.tokenizer.close_token, tokens[-1]) + instruction if i else []
         tokens += [*between, *own]
         turn += [0] * len(between) + [(i + 1) * train] * len(own)
     return tokens, turn
@@ -50,8 +50,7 @@ def lay_out(
 def encode_dialogue(task: tasks.Task, problem, responses: Sequence[str]) -> tuple[list[int], list[int]]:
     """Tokens and turns of a dialogue in words, all of it trained; every response has its end token."""
     own = [[*task.tokenizer.encode(response), task.tokenizer.end_tokens[0]] for response in responses]
-    return lay_out(
-        tasks.prompt_tokens(task, problem), task.tokenizer.encode(task.instruction), own, [True] * len(own))
+    return lay_out(task, problem, own, [True] * len(own))
 
 
 class Supervised(Stage):
