@@ -7,8 +7,8 @@ last attempt with the first, as `changed` does. Over more than two turns `delta_
 the one before it. Where a problem is sampled several times its mean counts, however many of its samples have a verdict,
 and the intervals are over problems: samples of one problem are alike, and count for less than as many problems would.
 
-How far a response is from the one before is told by the indel distance: how many characters are to be taken out and put
-in, over the characters of both (0: the same text, 1: nothing in common).
+How far the last response is from the first is told by the indel distance: how many characters are to be taken out and
+put in, over the characters of both (0: the same text, 1: nothing in common).
 """
 
 from __future__ import annotations

@@ -233,3 +233,21 @@ def test_what_cannot_be_sampled_is_refused():
         (dict(forks=(2,)), r'forks is \(2,\), but config.rollout.turns is 2')]:
         with pytest.raises(UserError, match=message):
             sampled(**change)
+
+
+def test_each_gap_may_have_an_instruction_of_its_own():
+    config, gaps = tiny(), [[5, 0, 6], [3]]
+
+    def rollout_with(instruction):
+        return jax.tree.map(np.asarray, rollout.sample(
+            random_params(config), config, RolloutConfig(
+                turns=3, max_tokens=5, max_length=32, temperature=0.8, chunk=16, end_tokens=(END, 4), pad_token=7),
+            mesh_of(1, 1, 1), PROMPTS, instruction, forks=(1, 1, 1), seed=6, step=0))
+
+    assert_same(rollout_with([5, 0, 6]), rollout_with([[5, 0, 6]] * 2))
+    trajectory = rollout_with(gaps)
+    for prompt, tokens, turn, length in zip(PROMPTS, trajectory.tokens, trajectory.turn, trajectory.length):
+        responses = [tokens[turn == t].tolist() for t in (1, 2, 3)]
+        assert tokens[:length].tolist() == prompt + responses[0] + gaps[0] + responses[1] + gaps[1] + responses[2]
+    with pytest.raises(UserError, match='1 instructions are given, but config.rollout.turns is 3; give 2'):
+        rollout_with([[5, 0, 6]])
