@@ -34,6 +34,8 @@ from score_jax.errors import UserError
 from score_jax.sharding import check_divisible, named_sharding, put_batch
 from score_jax.trajectory import Trajectory
 
+CACHE_AXES = ('layers', 'batch', 'slot', 'kv_heads', 'head_dim')  # of its keys and values
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
@@ -70,7 +72,7 @@ class RolloutConfig:
             raise UserError(f'config.temperature is {self.temperature}; it must be 0 (greedy) or positive.')
 
     def check_length(self, prompt: int, instruction: int) -> None:
-        """Refuses a prompt of so many tokens if its longest trajectory would not fit the cache."""
+        """Raises `UserError` for a prompt of so many tokens if its longest trajectory would not fit the cache."""
         instruction += self.close_token is not None
         longest = prompt + self.turns * self.max_tokens + (self.turns - 1) * instruction
         if longest > self.max_length:
@@ -99,7 +101,7 @@ class _State:
         def constrain(axes):
             return lambda x: jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes[:x.ndim], x.shape))
         rows = jax.tree.map(constrain(('batch', None)), self.replace(cache=None, count=None))
-        cache = jax.tree.map(constrain(('layers', 'batch', 'slot', 'kv_heads', 'head_dim')), self.cache)
+        cache = jax.tree.map(constrain(CACHE_AXES), self.cache)
         return rows.replace(cache=cache, count=self.count)
 
 
@@ -216,6 +218,30 @@ def _decode(static: _Static, params, state: _State, uniform, turn, until) -> _St
     return state.replace(truncated=state.truncated.at[:, turn - 1].set(~state.done)).on(static.mesh)
 
 
+def abstract_cache(model: lm.ModelConfig, mesh: jax.sharding.Mesh, rows: int, slots: int) -> lm.Cache:
+    """A cache `[L, B, S, K, h]` as `jax.ShapeDtypeStruct`s with shardings."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named_sharding(mesh, CACHE_AXES, x.shape)),
+        jax.eval_shape(lambda: lm.new_cache(model, rows, slots)))
+
+
+def lower_decode(params, model: lm.ModelConfig, rollout: RolloutConfig, mesh: jax.sharding.Mesh, rows: int, slots: int):
+    """The decode loop, lowered but not run, for `rows` rows with a cache of `slots` slots: to look at its memory.
+
+    `params` may be `jax.ShapeDtypeStruct`s with shardings.
+    """
+    static = _Static(model, rollout, mesh)
+
+    def place(x):
+        axes = ('batch', None)[:x.ndim]
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named_sharding(mesh, axes, x.shape))
+    state = jax.eval_shape(lambda: _empty.__wrapped__(static, rows, slots))
+    uniform = jax.ShapeDtypeStruct((rows, rollout.max_tokens), jnp.float32)
+    state, uniform = jax.tree.map(place, (state.replace(cache=None), uniform))
+    state = state.replace(cache=abstract_cache(model, mesh, rows, slots))
+    return _decode.lower(static, params, state, uniform, 1, rollout.chunk)
+
+
 def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
@@ -252,16 +278,16 @@ def _by_gap(instruction: list[int] | list[list[int]], turns: int) -> list[list[i
     return instruction
 
 
-def closing(rollout: RolloutConfig, last: int) -> list[int]:
+def closing(close_token: int | None, last: int) -> list[int]:
     """What is put behind a response whose last token is `last` before the instruction comes."""
-    return [] if rollout.close_token in (None, last) else [rollout.close_token]
+    return [] if close_token in (None, last) else [close_token]
 
 
 def _between(rollout: RolloutConfig, state: _State, gap: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """What is prefilled between two turns, `[B, W]` and its lengths; W is the same for all rows and batches."""
     last = np.asarray(state.tokens)[np.arange(len(state.length)), np.asarray(state.length) - 1]
     width = len(gap) + (rollout.close_token is not None)
-    return pad_rows([closing(rollout, int(token)) + gap for token in last], width, rollout.pad_token)
+    return pad_rows([closing(rollout.close_token, int(token)) + gap for token in last], width, rollout.pad_token)
 
 
 def sample(
