@@ -4,7 +4,8 @@
     python benchmarks/watch.py --folder=/tmp/watch --only_make      # the workdirs alone, to look at
 
 Prints the time to index everything, latency percentiles of each kind of answer (also while the index is being built)
-and the peak memory of the server process.
+and the peak memory of the server process. Ends with status 1 where one in a hundred of any kind takes longer than
+200 ms, or the server more than 300 MiB.
 """
 
 import json
@@ -20,6 +21,7 @@ from urllib.request import urlopen
 import numpy as np
 from absl import app, flags
 
+SLOWEST, LARGEST = 200, 300  # milliseconds at the 99th percentile, MiB at the peak
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = flags.DEFINE_string('folder', None, 'Where the workdirs are made; kept, and used again.', required=True)
 RUNS = flags.DEFINE_integer('runs', 100, 'Workdirs.')
@@ -104,12 +106,14 @@ class Server:
         self.url = self.process.stdout.readline().split()[0]
 
     def ask(self, what: str) -> tuple[dict, float]:
-        """An answer and how long it took, seconds."""
+        """An answer and how long it took, seconds; only a sample that is not in the index yet may be refused."""
         began = time.perf_counter()
         try:
             with urlopen(f'{self.url}api/{what}') as response:
                 body = response.read()
-        except HTTPError as error:  # a sample that is not in the index yet
+        except HTTPError as error:
+            if error.code != 404 or not what.startswith('sample?'):
+                raise
             body = error.read()
         return json.loads(body), time.perf_counter() - began
 
@@ -138,15 +142,18 @@ def questions(source: random.Random, runs: list[str]) -> dict[str, str]:
         'one transcript': f'sample?run={run}&stage=stage1&row={source.randint(0, 1000)}'}
 
 
-def report(title: str, times: dict[str, list[float]]) -> None:
+def report(title: str, times: dict[str, list[float]]) -> float:
+    """Prints the times of each kind of answer; returns the longest 99th percentile, milliseconds."""
     print(f'{title:32}{"p50":>8}{"p95":>8}{"p99":>8}{"max":>8}  ms')
     for name, values in times.items():
         values = 1000 * np.array(values)
         print(f'{name:32}' + ''.join(f'{np.percentile(values, at):8.1f}' for at in (50, 95, 99, 100)))
+    return max(float(np.percentile(values, 99)) * 1000 for values in times.values())
 
 
-def measure(server: Server) -> None:
-    source, began = random.Random(0), time.monotonic()
+def measure(server: Server) -> list[str]:
+    """Prints everything; returns what is beyond the bounds."""
+    source, began, beyond = random.Random(0), time.monotonic(), []
     runs = [run['name'] for run in server.ask('runs')[0]['runs']]
     for title in ('while it is indexed', 'when it is indexed'):
         times, indexed = {}, title == 'when it is indexed'
@@ -159,7 +166,9 @@ def measure(server: Server) -> None:
         if not indexed:
             seconds = time.monotonic() - began
             print(f"{progress['size'] / 1e9:.2f} GB indexed after {seconds:.0f} s, questions in between")
-        report(title, times)
+        longest = report(title, times)
+        if longest > SLOWEST:
+            beyond.append(f'{title}: a 99th percentile of {longest:.0f} ms is above {SLOWEST} ms')
         print(f'peak memory {server.peak():.0f} MiB\n')
     began, start, pages = time.monotonic(), '', 0
     while True:  # to the end of everything, as the page goes on by itself
@@ -171,6 +180,9 @@ def measure(server: Server) -> None:
                         for key, value in zip(('run', 'stage', 'row'), answer['next']))
     seconds = time.monotonic() - began
     print(f'searched everything in {seconds:.1f} s, {pages} answers; peak memory {server.peak():.0f} MiB')
+    if server.peak() > LARGEST:
+        beyond.append(f'peak memory of {server.peak():.0f} MiB is above {LARGEST} MiB')
+    return beyond
 
 
 def main(argv: list[str]) -> None:
@@ -182,9 +194,11 @@ def main(argv: list[str]) -> None:
         return
     server = Server(folder)
     try:
-        measure(server)
+        beyond = measure(server)
     finally:
         server.process.terminate()
+    if beyond:
+        sys.exit('\n'.join(beyond))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from score_jax.rewards import Outcome, Verdict
+from score_jax.rewards.outcome import compared
 from score_jax.tasks import Task
 from score_jax.trajectory import Trajectory
 
@@ -28,8 +29,8 @@ class Attempt:
 
     @property
     def answer(self) -> str:
-        """What two attempts are compared by: what the verifier read, else the text."""
-        return self.verdict.read or self.text
+        """What two attempts are compared by."""
+        return compared(self.verdict.read, self.text)
 
     def line(self) -> dict:
         """As it stands in samples.jsonl."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,8 @@ class Browser:
 
     def _receive(self) -> dict:
         while b'\0' not in self._buffer:
+            if not select.select([self._read], [], [], _PATIENCE)[0]:
+                raise RuntimeError(f'the browser has not answered for {_PATIENCE:g} s')
             data = os.read(self._read, 1 << 20)
             if not data:
                 raise RuntimeError('the browser has gone')

@@ -196,7 +196,7 @@ def test_index_follows_a_run_that_was_resumed(tmp_path):
     while file.advance():
         pass
     assert file.index.step.tolist() == [1, 2, 3, 4, 5] and before.step.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert json.loads(file.line(4))['turns'][0]['outcome'] == 'correct'
+    assert json.loads(file.read(int(file.index.offset[4]), int(file.index.length[4])))['turns'][0]['outcome'] == 'correct'
 
 
 HOSTILE = {
@@ -235,6 +235,38 @@ def test_hostile_line_changes_nothing_but_its_own_cell(tmp_path, serve, line):
     _, headers, raw = ask(server, f'/api/raw?run={tmp_path.name}&stage=stage1&row=1')
     assert raw == line and headers['Content-Disposition'].startswith('attachment')
     assert headers['Content-Type'].startswith('text/plain')
+
+
+def test_stages_are_replaced_at_once_so_that_others_may_be_reading_them(tmp_path):
+    write(tmp_path / 'run' / 'stage1' / 'metrics.jsonl', [{'step': 1}])
+    watcher = Watcher([tmp_path])
+    before = watcher.runs['run'].stages
+    write(tmp_path / 'run' / 'stage2' / 'metrics.jsonl', [{'step': 1}])
+    watcher.look()
+    assert list(before) == ['stage1'] and list(watcher.runs['run'].stages) == ['stage1', 'stage2']
+    assert watcher.runs['run'].stages['stage1'] is before['stage1']
+
+
+def test_an_answer_that_fails_is_told_as_json_and_the_next_one_works(tmp_path, serve, monkeypatch, capsys):
+    write(tmp_path / 'stage1' / 'samples.jsonl', [sample()])
+    server = serve(tmp_path)
+
+    def fail():
+        raise RuntimeError('out of order')
+
+    monkeypatch.setattr(server.watcher, 'progress', fail)
+    status, _, body = ask(server, '/api/runs')
+    assert status == 500 and 'out of order' in json.loads(body)['error']
+    assert 'RuntimeError' in capsys.readouterr().err
+    assert answer(server, 'counts')['total'] == 1
+
+
+def test_download_that_ends_early_closes_the_connection(tmp_path, serve):
+    path = write(tmp_path / 'stage1' / 'samples.jsonl', [sample(problem='x' * 2_000_000)])
+    server = serve(tmp_path)
+    os.truncate(path, 1000)
+    with pytest.raises(http.client.IncompleteRead):
+        ask(server, f'/api/raw?run={tmp_path.name}&stage=stage1&row=0')
 
 
 # --- pages, counts, search

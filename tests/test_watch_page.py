@@ -1,6 +1,7 @@
 """The page of `launch/watch.py` in a real browser: shows, filters, compares, follows; text stays text."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,7 +16,9 @@ from score_jax.watch import search
 from score_jax.watch.runs import Watcher
 from score_jax.watch.server import Server
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason='no Chromium or Chrome on PATH to try the page in')
+# SCORE_JAX_BROWSER says that there must be one: without it the tests then fail.
+pytestmark = pytest.mark.skipif(
+    BINARY is None and not os.environ.get('SCORE_JAX_BROWSER'), reason='no Chromium or Chrome on PATH to try the page in')
 
 EVIL = '<script>window.owned = 1</script><img src=x onerror="window.owned = 1"><svg onload="window.owned = 1">'
 WIDE, NARROW = (1400, 900), (390, 800)
@@ -319,6 +322,73 @@ def test_running_stage_is_followed_without_a_reload(browser, tmp_path, request):
     assert page.js('window.sameDocument') and browser.complaints() == []
 
 
+def test_a_run_that_nobody_chose_stays_while_another_is_written(browser, tmp_path, request):
+    for name in ('one', 'two'):
+        write(tmp_path / name / 'stage1' / 'samples.jsonl', samples(4))
+        write(tmp_path / name / 'stage1' / 'metrics.jsonl', metrics(1, 20))
+    os.utime(tmp_path / 'two' / 'stage1' / 'metrics.jsonl', (1, 1))
+    page = Page(browser, serve([tmp_path], request).url)
+    page.open('transcripts')
+    page.until('document.querySelector(".picked")?.innerText.includes("two") || '
+               'document.querySelector(".picked")?.innerText.includes("one")')
+    looked_at = page.js('document.querySelector(".picked").innerText.trim()')
+    other = {'one': 'two', 'two': 'one'}[looked_at]
+    write(tmp_path / other / 'stage1' / 'samples.jsonl', samples(9)[4:], 'a')
+    page.until('fetch("/api/runs").then(answer => answer.json()).then(({ runs }) => '
+               'runs.some(run => run.stages[0].samples === 9))')
+    time.sleep(2.5)  # more than a poll of the page
+    assert page.js('document.querySelector(".picked").innerText.trim()') == looked_at
+
+
+def test_focus_stays_where_it_is_while_the_page_follows_a_run(browser, tmp_path, request):
+    write(tmp_path / 'stage1' / 'metrics.jsonl', metrics(1, 20))
+    write(tmp_path / 'stage1' / 'samples.jsonl', samples(4))
+    page = Page(browser, serve([tmp_path], request).url)
+    places = {'runs': ('#views a:nth-child(3)', 'thead button', 'input[type=checkbox]'),
+              'transcripts': ('#views a', '[data-label="i->c"]')}
+    last = 20
+    for view, selectors in places.items():
+        page.open(view)
+        for selector in selectors:
+            page.until(f'document.querySelector({json.dumps(selector)})')
+            page.js(f'document.querySelector({json.dumps(selector)}).focus()')
+            last += 1
+            write(tmp_path / 'stage1' / 'metrics.jsonl', metrics(last, last), 'a')
+            write(tmp_path / 'stage1' / 'samples.jsonl', samples(1), 'a')
+            page.until(f'document.body.innerText.includes("{last} / 120")' if view == 'runs' else
+                       f'document.body.innerText.includes("{last - 16} transcripts")')
+            assert page.js(f'document.activeElement.matches({json.dumps(selector)})'), selector
+
+
+def test_link_to_a_sample_that_is_not_read_yet_shows_it_when_it_is(browser, tmp_path, request):
+    write(tmp_path / 'stage1' / 'samples.jsonl', samples(2))
+    page = Page(browser, serve([tmp_path], request).url)
+    page.open('transcripts', **{'in': tmp_path.name, 'stage': 'stage1', 'row': 2})
+    page.until('document.body.innerText.includes("No such sample.")')
+    write(tmp_path / 'stage1' / 'samples.jsonl', samples(3)[2:], 'a')
+    page.until('document.querySelector(".detail .problem")?.innerText.includes("Make 3 of")')
+
+
+def test_a_view_is_one_of_the_page_s_own(page):
+    for view in ('constructor', '__proto__', 'nonsense'):
+        page.open(view, run='first')
+        page.until('document.body.dataset.view === "curves"')
+        assert page.browser.complaints() == []
+
+
+def test_chart_of_very_many_values_is_drawn(page):
+    page.open('runs')
+    assert page.js('''(async () => {
+      const { chart } = await import('/chart.js');
+      const steps = Array.from({ length: 400 }, (_, place) => place + 1);
+      const panels = [{ stage: 's', series: Array(400).fill({ name: 'a', colour: '--ink', steps, values: steps }) }];
+      const figure = chart({ title: 't', unit: 'u', panels, legend: [] });
+      document.getElementById('main').replaceChildren(figure);
+    })()''') is None
+    page.until('document.querySelectorAll("[data-chart=t] path.line").length === 400')
+    assert page.browser.complaints() == []
+
+
 def test_server_that_has_gone_is_told(browser, tmp_path):
     write(tmp_path / 'stage1' / 'samples.jsonl', samples(4))
     server = subprocess.Popen([sys.executable, 'launch/watch.py', f'--workdir={tmp_path}', '--port=0'],
@@ -348,7 +418,7 @@ def test_text_of_a_model_stays_text_wherever_it_is_shown(browser, tmp_path, requ
     rows = [{'problem': EVIL, 'instruction': EVIL, 'method': EVIL, 'turns': [evil, evil]},
             {'problem': escape + wrong_way, 'step': 3, 'turns': [turn('wrong', escape), turn('correct', wrong_way)]},
             {'problem': 'long', 'step': 4,
-             'turns': [turn('wrong', 'word ' * 2_000_000), turn('correct', 'other ' * 1_700_000)]}]
+             'turns': [turn('wrong', 'word ' * 2_000_000), turn('correct', 'other ' * 300_000)]}]
     write(run / 'stage1' / 'samples.jsonl', rows)
     with (run / 'stage1' / 'samples.jsonl').open('ab') as file:
         file.write(b'{"problem": "bad \xff\xfe bytes", "turns": []}\nnot JSON\n')

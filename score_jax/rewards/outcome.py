@@ -24,6 +24,11 @@ class Outcome(enum.StrEnum):
     SANDBOX_ERROR = 'sandbox_error'
 
 
+def compared(read: str | None, text: str) -> str:
+    """What two attempts are compared by: what the verifier read, else the text."""
+    return read or text
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """An outcome, what the verifier read in the response (None if nothing), and how long it took (seconds)."""

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from score_jax import plot_style, report, report_html
 from score_jax.errors import UserError
@@ -28,14 +29,23 @@ _LOGS = ('metrics.jsonl', 'samples.jsonl')  # of a stage
 _IN_A_RUN = ('evaluation', 'checkpoints', 'report')  # folders that are no stage and hold no run
 
 
+class Stage(NamedTuple):
+    """The files of a stage that are followed."""
+
+    folder: Path
+    metrics: MetricsFile
+    samples: SampleFile
+
+
 class Run:
-    """One workdir and its stages, in the order they are trained, `evaluation` last."""
+    """One workdir and its stages, in the order they are trained, `evaluation` last.
+
+    One thread calls `look`, any thread the other methods: `stages` is never changed, only replaced.
+    """
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
-        self.folders: dict[str, Path] = {}
-        self.metrics: dict[str, MetricsFile] = {}
-        self.samples: dict[str, SampleFile] = {}
+        self.stages: dict[str, Stage] = {}
 
     def look(self, labels: Labels) -> None:
         """Takes up stages that are new and drops those that are gone."""
@@ -45,32 +55,31 @@ class Run:
                 folders.append('evaluation')
         except OSError:
             folders = []
-        stages = {plain(folder): self.path / folder for folder in folders}
-        if self.folders != stages:
-            self.metrics = {stage: self.metrics.get(stage) or MetricsFile(folder / 'metrics.jsonl')
-                            for stage, folder in stages.items()}
-            self.samples = {stage: self.samples.get(stage) or SampleFile(folder / 'samples.jsonl', stage, labels)
-                            for stage, folder in stages.items()}
-            self.folders = stages
+        found = {plain(folder): self.path / folder for folder in folders}
+        if {name: stage.folder for name, stage in self.stages.items()} != found:
+            self.stages = {
+                name: self.stages.get(name) or Stage(
+                    folder, MetricsFile(folder / 'metrics.jsonl'), SampleFile(folder / 'samples.jsonl', name, labels))
+                for name, folder in found.items()}
 
     def files(self) -> list[tuple[str, str, SampleFile]]:
         """(run, stage, file) for every stage, the last one first."""
-        return [(self.name, stage, file) for stage, file in reversed(self.samples.items())]
+        return [(self.name, name, stage.samples) for name, stage in reversed(self.stages.items())]
 
     def summary(self) -> dict:
         """As a row in the list of runs."""
-        stages = []
-        for stage, metrics in self.metrics.items():
-            written = max(metrics.tail.changed, self.samples[stage].tail.changed)
-            stages.append({'name': stage, 'written': written or None, 'version': metrics.version,
-                           'samples': len(self.samples[stage].index)} | metrics.summary)
-        return {'name': self.name, 'path': plain(self.path), 'stages': stages,
-                'unreadable': sum(file.unreadable + file.tail.too_long for file in self.samples.values())}
+        stages, unreadable = [], 0
+        for name, (_, metrics, samples) in self.stages.items():
+            written = max(metrics.tail.changed, samples.tail.changed)
+            stages.append({'name': name, 'written': written or None, 'version': metrics.version,
+                           'samples': len(samples.index)} | metrics.summary)
+            unreadable += samples.unreadable + samples.tail.too_long
+        return {'name': self.name, 'path': plain(self.path), 'stages': stages, 'unreadable': unreadable}
 
     def details(self) -> dict:
         """Results and configs, read anew."""
-        configs = {stage: flat(config) for stage, folder in self.folders.items()
-                   if (config := _read(folder / 'config.json')) is not None}
+        configs = {name: flat(config) for name, stage in self.stages.items()
+                   if (config := _read(stage.folder / 'config.json')) is not None}
         results = self.path / 'results.json'
         rows = report.read_results(results) if _readable(results) else []
         return {'name': self.name, 'results': [result(row, rows) for row in rows], 'configs': configs}
@@ -116,7 +125,7 @@ class Watcher:
                      for name, path in found.items()}
         for run in self.runs.values():
             run.look(self.labels)
-        files = [file for run in self.runs.values() for file in run.samples.values()]
+        files = [stage.samples for run in self.runs.values() for stage in run.stages.values()]
         if set(map(id, files)) != set(map(id, self._queue)):
             self._queue = collections.deque(files)
         self._looked = time.monotonic()
@@ -133,8 +142,8 @@ class Watcher:
         """Reads some of what is new, of every file a little; False if nothing was."""
         busy = False
         for run in self.runs.values():
-            for metrics in run.metrics.values():
-                while metrics.advance():
+            for stage in run.stages.values():
+                while stage.metrics.advance():
                     busy = True
         until = time.monotonic() + TURN
         idle = 0
@@ -155,7 +164,7 @@ class Watcher:
 
     def progress(self) -> dict:
         """Bytes of samples in the index, and on disk."""
-        files = [file.tail for run in self.runs.values() for file in run.samples.values()]
+        files = [stage.samples.tail for run in self.runs.values() for stage in run.stages.values()]
         return {'read': sum(tail.end for tail in files), 'size': sum(max(_size(tail.path), tail.end) for tail in files)}
 
     def close(self) -> None:

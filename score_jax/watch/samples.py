@@ -18,6 +18,7 @@ from score_jax.jsonl import number, plain
 from score_jax.report import kind_of
 from score_jax.report_html import KINDS
 from score_jax.rewards import Outcome
+from score_jax.rewards.outcome import compared
 from score_jax.watch.tail import Tail
 
 COPIED = 'copied'  # the last answer is the first one again
@@ -45,7 +46,7 @@ class Labels:
         kind = kind_of(sample)
         if kind is not None:
             bits |= self.bits[kind]
-            if _answer(turns[0]) == _answer(turns[-1]):
+            if answer(turns[0]) == answer(turns[-1]):
                 bits |= self.bits[COPIED]
         return bits
 
@@ -140,13 +141,6 @@ class SampleFile:
             self.sources = self.sources + [name]
         return self._codes[name]
 
-    def line(self, row: int) -> bytes:
-        """The bytes of a row; empty where the file has changed and no longer has them."""
-        index = self.index
-        if not 0 <= row < len(index):
-            return b''
-        return self.read(int(index.offset[row]), int(index.length[row]))
-
     def read(self, start: int, length: int) -> bytes:
         """Bytes of the file; fewer or none where it no longer has them."""
         try:
@@ -181,6 +175,6 @@ def source_of(sample: dict, stage: str) -> str:
     return f"evaluation · {plain(str(sample['method'])[:LONGEST_NAME])}{temperature}"
 
 
-def _answer(turn: dict) -> object:
-    """What two attempts are compared by: what the verifier read, else the text."""
-    return turn.get('read') or turn.get('response')
+def answer(turn: dict) -> object:
+    """What two attempts are compared by, of whatever type it was written."""
+    return compared(turn.get('read'), turn.get('response'))

@@ -15,7 +15,7 @@ import numpy as np
 
 from score_jax.jsonl import number, plain
 from score_jax.report_html import KINDS
-from score_jax.watch.samples import COPIED, Index, SampleFile, parse, turns_of
+from score_jax.watch.samples import COPIED, Index, SampleFile, answer, parse, turns_of
 
 SECONDS = 0.1  # for reading what is on a page
 PAGE_BYTES = 8 << 20  # of lines on one page, at least one
@@ -193,7 +193,7 @@ def _summary(place: Place, sample: dict, file: SampleFile, index: Index, bits: d
         'place': place, 'problem': _snippet(sample.get('problem')), 'step': _finite(sample, 'step'),
         'source': file.sources[index.source[place.row]], 'kind': next((k for k in KINDS if labels & bits[k]), None),
         'copied': bool(labels & bits[COPIED]),
-        'turns': [{'outcome': _outcome(turn), 'answer': _snippet(turn.get('read') or turn.get('response'))}
+        'turns': [{'outcome': _outcome(turn), 'answer': _snippet(answer(turn))}
                   for turn in turns[:4]]}
 
 

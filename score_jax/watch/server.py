@@ -13,9 +13,11 @@ import errno
 import json
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from score_jax import plots, report_html
@@ -23,10 +25,11 @@ from score_jax.errors import UserError
 from score_jax.report_style import STYLE
 from score_jax.watch import search
 from score_jax.watch.runs import Run, Watcher
-from score_jax.watch.samples import SampleFile, parse
+from score_jax.watch.samples import Index, SampleFile, parse
 
 ADDRESS = '127.0.0.1'
 PAGE_MAX = 100  # samples
+PIECE = 1 << 18  # bytes of a download that are in memory
 TEXT_MAX = 1000  # characters of a text that is searched for
 _TYPES = {'html': 'text/html', 'css': 'text/css', 'js': 'text/javascript', 'svg': 'image/svg+xml'}
 _HEADERS = {
@@ -43,6 +46,19 @@ class Refused(Exception):
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
         self.status = status
+
+
+class Download(NamedTuple):
+    """Bytes of a file that are sent as they are."""
+
+    file: SampleFile
+    start: int
+    length: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes, few at a time; they end early where the file has become shorter."""
+        for at in range(self.start, self.start + self.length, PIECE):
+            yield self.file.read(at, min(PIECE, self.start + self.length - at))
 
 
 class Server(ThreadingHTTPServer):
@@ -116,19 +132,33 @@ class Handler(BaseHTTPRequestHandler):
                 value = answer(self.server, query)
             except Refused as refused:
                 return self._send(refused.status, 'application/json', _json({'error': str(refused)}))
-            if isinstance(value, bytes):
-                attachment = {'Content-Disposition': 'attachment; filename="sample.json"'}
-                return self._send(200, 'text/plain', value, attachment)
-            self._send(200, 'application/json', _json(value))
+            except Exception as error:  # the page says so, and asks again
+                traceback.print_exc()
+                return self._send(500, 'application/json', _json({'error': f'The server failed: {error!r}'}))
+        if isinstance(value, Download):
+            return self._download(value)
+        self._send(200, 'application/json', _json(value))
 
-    def _send(self, status: int, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:
+    def _download(self, what: Download) -> None:
+        self._head(200, 'text/plain', what.length, {'Content-Disposition': 'attachment; filename="sample.json"'})
+        sent = 0
+        for piece in what.pieces():
+            self.wfile.write(piece)
+            sent += len(piece)
+        if sent < what.length:
+            self.close_connection = True  # the browser then says that it did not get all
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self._head(status, kind, len(body))
+        self.wfile.write(body)
+
+    def _head(self, status: int, kind: str, length: int, more: dict[str, str] | None = None) -> None:
         self.send_response(status)
         charset = '' if kind == 'application/json' else '; charset=utf-8'
-        headers = {'Content-Type': kind + charset, 'Content-Length': str(len(body))} | _HEADERS | (more or {})
+        headers = {'Content-Type': kind + charset, 'Content-Length': str(length)} | _HEADERS | (more or {})
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, *args) -> None:
         """Nothing: a request is no event worth a line."""
@@ -173,11 +203,11 @@ def _details(server: Server, query: Query) -> dict:
 
 
 def _curves(server: Server, query: Query) -> dict:
-    metrics = _run(server, query.text('run')).metrics.get(query.text('stage'))
-    if metrics is None:
+    stage = _run(server, query.text('run')).stages.get(query.text('stage'))
+    if stage is None:
         raise Refused(404, 'No such stage.')
-    version = metrics.version  # before the columns: what is added in between is asked for again
-    return {'version': version, 'columns': metrics.thinned()}
+    version = stage.metrics.version  # before the columns: what is added in between is asked for again
+    return {'version': version, 'columns': stage.metrics.thinned()}
 
 
 def _counts(server: Server, query: Query) -> dict:
@@ -195,28 +225,26 @@ def _samples(server: Server, query: Query) -> dict:
 
 def _sample(server: Server, query: Query) -> dict:
     with server.reading:
-        place, file, line = _line(server, query)
-        sample = parse(line)
+        place, file, index = _place(server, query)
+        sample = parse(file.read(int(index.offset[place.row]), int(index.length[place.row])))
         if sample is None:
             raise Refused(404, 'This line is being written anew; try again.')
-        index, labels = file.index, server.watcher.labels
-        if place.row >= len(index):
-            raise Refused(404, 'No such sample.')
         return search.detail(sample, place, file.sources[index.source[place.row]],
-                             labels.names(int(index.labels[place.row])))
+                             server.watcher.labels.names(int(index.labels[place.row])))
 
 
-def _raw(server: Server, query: Query) -> bytes:
-    return _line(server, query)[2]
+def _raw(server: Server, query: Query) -> Download:
+    place, file, index = _place(server, query)
+    return Download(file, int(index.offset[place.row]), int(index.length[place.row]))
 
 
-def _line(server: Server, query: Query) -> tuple[search.Place, SampleFile, bytes]:
+def _place(server: Server, query: Query) -> tuple[search.Place, SampleFile, Index]:
+    """A sample that is there, with an index that has it."""
     place = search.Place(query.text('run'), query.text('stage'), query.number('row') or 0)
-    file = _run(server, place.run).samples.get(place.stage)
-    line = file.line(place.row) if file else b''
-    if not line:
+    stage = _run(server, place.run).stages.get(place.stage)
+    if stage is None or place.row >= len(index := stage.samples.index):
         raise Refused(404, 'No such sample.')
-    return place, file, line
+    return place, stage.samples, index
 
 
 def _run(server: Server, name: str) -> Run:

@@ -2,7 +2,7 @@
 
 import { ask } from './api.js';
 import { curvesView } from './curves.js';
-import { h } from './dom.js';
+import { h, redraw } from './dom.js';
 import { CLOSED } from './sample.js';
 import { go, link, onChange, state } from './state.js';
 import { configView, resultsView, runName, runsView, sorted, written } from './tables.js';
@@ -25,19 +25,24 @@ const transcripts = new Transcripts();
 let about = null;
 let runs = [];
 let progress = { read: 0, size: 0 };
-const curves = {}; // {run: {stage: columns}}
-const details = {}; // {run: results and configs}
-const versions = {}; // {run: what curves and details were asked for at}
+// A run may have any name, also that of something every object has.
+const curves = Object.create(null); // {run: {stage: columns}}
+const details = Object.create(null); // {run: results and configs}
+const versions = Object.create(null); // {run: what curves and details were asked for at}
 let drawn = null; // what is on the screen, so that nothing is drawn twice
+let framed = null; // and what is above it
+let latest = null; // the run that is looked at where none is chosen
 
 const view = () =>
-  state.view in VIEWS ? state.view : state.run.length ? 'curves' : runs.length === 1 ? 'curves' : 'runs';
+  Object.hasOwn(VIEWS, state.view) ? state.view : state.run.length ? 'curves' : runs.length === 1 ? 'curves' : 'runs';
 
-// The runs that are looked at: the chosen ones that exist, else the one that was written last.
+// The runs that are looked at: the chosen ones that exist, else the one that was written last when it was first asked.
 function chosen() {
-  const there = state.run.filter((name) => runs.some((run) => run.name === name));
+  const exists = (name) => runs.some((run) => run.name === name);
+  const there = state.run.filter(exists);
   if (there.length || !runs.length) return there;
-  return [[...runs].sort((a, b) => written(b) - written(a))[0].name];
+  if (!exists(latest)) latest = [...runs].sort((a, b) => written(b) - written(a))[0].name;
+  return [latest];
 }
 
 function colours(names) {
@@ -133,24 +138,11 @@ function draw() {
     details,
     colours: palette,
   });
-  const focused = document.activeElement?.id;
-  main.replaceChildren(...parts.flat(Infinity).filter(Boolean));
-  if (focused === 'find') {
-    const find = document.getElementById('find');
-    find.focus();
-    find.setSelectionRange(find.value.length, find.value.length);
-  }
+  redraw(main, parts.flat(Infinity).filter(Boolean));
 }
 
 function drawFrame(names, palette) {
   document.body.dataset.view = view();
-  document
-    .getElementById('views')
-    .replaceChildren(
-      ...Object.entries(VIEWS).map(([key, title]) =>
-        h('a', { href: link({ view: key }), 'aria-current': key === view() ? 'page' : null }, title),
-      ),
-    );
   const reading = progress.size - progress.read > 1 << 20;
   const unreadable = runs.filter((run) => names.includes(run.name)).reduce((sum, run) => sum + run.unreadable, 0);
   document.getElementById('status').textContent = [
@@ -159,9 +151,18 @@ function drawFrame(names, palette) {
   ]
     .filter(Boolean)
     .join(' · ');
+  const shown = JSON.stringify([view(), names, location.hash, runs.length > 1]);
+  if (shown === framed) return;
+  framed = shown;
+  redraw(
+    document.getElementById('views'),
+    Object.entries(VIEWS).map(([key, title]) =>
+      h('a', { href: link({ view: key }), 'aria-current': key === view() ? 'page' : null }, title),
+    ),
+  );
   const selection = document.getElementById('selection');
   selection.hidden = view() === 'runs' && state.run.length < 2;
-  selection.replaceChildren(
+  redraw(selection, [
     ...names.map((name) => {
       const label = runName(name, palette);
       return h(
@@ -179,7 +180,7 @@ function drawFrame(names, palette) {
           view() === 'runs' ? 'look at them →' : '+ compare',
         )
       : '',
-  );
+  ]);
 }
 
 // --- keys

@@ -49,7 +49,7 @@ export function smooth(values) {
 function plot({ title, unit, width, panels, levels, fromZero, zeroLine, onStep }) {
   const prepared = panels.map((panel) => ({
     ...panel,
-    last: Math.max(...panel.series.map((one) => one.steps.at(-1) ?? 0), 1),
+    last: extent([1, ...panel.series.map((one) => one.steps.at(-1) ?? 0)])[1],
     series: panel.series.map((one) => ({
       ...one,
       line: one.values.length > POINTS_RAW ? smooth(one.values) : one.values,
@@ -79,19 +79,23 @@ function plot({ title, unit, width, panels, levels, fromZero, zeroLine, onStep }
   return [image, tip];
 }
 
+// The least and the largest of any number of values; a call takes some ten thousand arguments and no more.
+const extent = (values) =>
+  values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+
 function scale(panels, levels, fromZero, crowded) {
   // Values of a faint outlier do not flatten the line: with many points the smoothed ones decide, and most raw ones.
-  const values = levels.map((level) => level.value);
+  let values = levels.map((level) => level.value);
   for (const panel of panels) {
     for (const one of panel.series) {
-      values.push(...one.line.filter((value) => value !== null));
+      values = values.concat(one.line.filter((value) => value !== null));
       if (!crowded) {
         const raw = one.values.filter((value) => value !== null).sort((a, b) => a - b);
         if (raw.length) values.push(raw[Math.floor(raw.length * 0.01)], raw[Math.ceil(raw.length * 0.99) - 1]);
       }
     }
   }
-  let [low, high] = [Math.min(...values), Math.max(...values)];
+  let [low, high] = extent(values);
   if (fromZero && low >= 0) low = 0;
   const size = Math.max(Math.abs(low), Math.abs(high));
   if (high - low <= 1e-6 * size) [low, high] = low === 0 ? [0, 1] : [low - size / 10, high + size / 10];

@@ -18,6 +18,19 @@ function build(element, attributes, children) {
 export const h = (name, attributes, ...children) => build(document.createElement(name), attributes, children);
 export const svg = (name, attributes, ...children) => build(document.createElementNS(SVG, name), attributes, children);
 
+// Puts `children` into `element` and leaves the keyboard's focus where it was, in the element that is called the same.
+export function redraw(element, children) {
+  const called = (one) => one.id || one.getAttribute('aria-label') || one.textContent.replace(/ [↑↓]$/, '');
+  const focused = element.contains(document.activeElement) ? document.activeElement : null;
+  const place = focused?.selectionStart;
+  element.replaceChildren(...children);
+  if (!focused || focused === element) return;
+  const again = [...element.querySelectorAll('a, button, input, select, summary')];
+  const same = again.find((one) => one.tagName === focused.tagName && called(one) === called(focused));
+  same?.focus({ preventScroll: true });
+  if (place !== undefined && place !== null) same?.setSelectionRange(place, place);
+}
+
 export const percent = (value) => (Number.isFinite(value) ? (100 * value).toFixed(1).replace('-', '−') : '–');
 
 // With its sign, a true minus, and no sign on zero.

@@ -1,7 +1,7 @@
 // The view of transcripts: chips that filter, a list that grows as it is scrolled, and one sample in full.
 
 import { ask } from './api.js';
-import { count, h } from './dom.js';
+import { count, h, redraw } from './dom.js';
 import { back, CLOSED, highlight, show } from './sample.js';
 import { go, link, state } from './state.js';
 import { runDot } from './tables.js';
@@ -138,6 +138,7 @@ export class Transcripts {
           'aria-pressed': String(on),
           title,
           'data-label': name,
+          id: `chip ${name}`,
           onclick: () => go({ label, ...CLOSED }),
         },
         content,
@@ -153,13 +154,13 @@ export class Transcripts {
         !['copied', 'truncated', 'correct'].includes(name) &&
         (counts.labels[name] || state.label.includes(name)),
     );
-    this.chips.replaceChildren(
+    redraw(this.chips, [
       ...kinds,
       h('i', { class: 'rule' }),
       chip('copied', 'The last answer is the first one again.', 'copied'),
       chip('truncated', 'A response was cut off at the limit of tokens.', 'truncated'),
       ...outcomes.map((name) => chip(name, `In any turn, the verifier said: ${name}`, name.replaceAll('_', ' '))),
-    );
+    ]);
     const all = Object.values(counts.sources).reduce((sum, one) => sum + one, 0);
     const names = Object.keys(counts.sources);
     if (state.source && !names.includes(state.source)) names.push(state.source);
@@ -256,7 +257,10 @@ export class Transcripts {
       const sample = await ask('sample', { run: place[0], stage: place[1], row: place[2] });
       if (this.shown === String(place)) this.detail.replaceChildren(...show(sample));
     } catch (error) {
-      if (this.shown === String(place)) this.detail.replaceChildren(back(), h('p', { class: 'empty' }, error.message));
+      if (this.shown !== String(place)) return;
+      this.shown = null; // it may be read yet: the next look at the server asks again
+      redraw(this.detail, [back(), h('p', { class: 'empty' }, error.message)]);
+      return;
     }
     this.detail.scrollTop = 0;
     highlight(this.detail, state.text);
