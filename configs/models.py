@@ -1,9 +1,9 @@
-"""Presets for open models: `--config=configs/stage1.py:NAME --config.pretrained=DIRECTORY`, then stage2.py, evaluate.py.
+"""Presets for open models: `--config=configs/stage1.py:NAME --config.pretrained=DIRECTORY`; stage2.py and evaluate.py too.
 
-The directory is that of a Hugging Face model tuned to chat; for one that was not, add `--config.chat=''`. What the paper
-gives is the paper's (optimiser, learning rate, steps, batch, alpha, beta1, beta2, temperature): of its steps each stage
-has half, and its batch counts rollouts. The rest is not given there: groups, lengths, warm-up. `config.memory.accumulate`
-parts the batch so that one host of 8 devices holds it; with more devices, fewer parts.
+The directory is that of a Hugging Face model tuned to chat; for one that was not, add `--config.chat=''`. What the
+paper gives is the paper's (optimiser, learning rate, steps, batch, alpha, beta1, beta2, temperature): of its steps each
+stage has half, and its batch counts rollouts. The rest is not given there: groups, lengths, warm-up.
+`config.memory.accumulate` parts the batch so that a host of 8 devices holds it; with more devices, fewer parts.
 """
 
 from configs import tasks
@@ -37,7 +37,8 @@ _STAGE = {
     'mbpp-qwen2.5-coder-1.5b': {'learning_rate': 1e-5, 'steps': 750, 'batch': 16, 'memory.accumulate': 2, **_GROUP},
     'gsm8k-qwen2.5-0.5b': _PAPER | {'steps': 500, 'batch': 32, 'memory.accumulate': 4},
     'colab-gemma3-270m-lora': _PAPER | {
-        'learning_rate': 1e-4, 'steps': 100, 'batch': 8, 'lora.rank': 16, 'lora.alpha': 32.0, 'memory.params': 'bfloat16'},
+        'learning_rate': 1e-4, 'steps': 100, 'batch': 8, 'lora.rank': 16, 'lora.alpha': 32.0,
+        'memory.params': 'bfloat16'},
 }
 _BETA2 = {name: 0.25 if name.startswith('mbpp') else 0.1 for name in _MODELS}
 

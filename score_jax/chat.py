@@ -143,7 +143,8 @@ def chat(tokenizer: SentencePiece | HuggingFace, name: str, directory: Path) -> 
         try:
             return _render(source, messages, tokenizer.begin_text)
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise UserError(f"{file} cannot be rendered ({error}); mend it, or use --config.chat='' for plain text.") from None
+            raise UserError(
+                f"{file} cannot be rendered ({error}); mend it, or use --config.chat='' for plain text.") from None
 
     def refuse(ours: str, theirs: str) -> UserError:
         at = len(os.path.commonprefix([ours, theirs]))
@@ -164,7 +165,8 @@ def chat(tokenizer: SentencePiece | HuggingFace, name: str, directory: Path) -> 
         raise refuse(tokenizer.begin_text + before + '...' + behind + tail, one)
     made = Chat(tokenizer, name, system)
     if tokenizer.parse(one) != made.prompt(question):
-        raise UserError(f'{file} gives other tokens than config.chat = {name!r} for the same text; the tokenizer is not its own.')
+        raise UserError(
+            f'{file} gives other tokens than config.chat = {name!r} for the same text; set config.tokenizer to its own.')
     between = form.end + form.after + asked.replace('{text}', again)
     for answer in ('It is  5.', '<think>\nTwo, three.\n</think>\n\nIt is 5.'):
         ours, theirs = one + answer + between, rendered(question, answer, again)
@@ -174,7 +176,7 @@ def chat(tokenizer: SentencePiece | HuggingFace, name: str, directory: Path) -> 
 
 
 def suited(tokenizer: SentencePiece | HuggingFace, directory: Path) -> str:
-    """The name of the format that a model with a chat template has the tokens of; '' if there is no template or none."""
+    """The name of the format that a model with a chat template has the tokens of; '' without template or tokens."""
     def has(form: Format) -> bool:
         return all(tokenizer.special_token(name) is not None for name in _SPECIAL.findall(form.turn('user')))
 

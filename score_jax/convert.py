@@ -86,8 +86,8 @@ def _one_by_one(
     wrong = named.keys() ^ checkpoints.params().keys()
     if wrong:
         raise UserError(
-            f'{checkpoints.directory} is not of the model that it is said to be: {", ".join(sorted(wrong))} are missing '
-            'or left over; bring back the config that it was trained with.')
+            f'{checkpoints.directory} is not of the model that it is said to be: {", ".join(sorted(wrong))} are '
+            'missing or left over; bring back the config that it was trained with.')
     return lambda path: checkpoints.restore_param('/'.join(path), named['/'.join(path)])
 
 
@@ -107,7 +107,7 @@ def _as_saved(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig, me
 
 
 def came_from(directory: Path) -> Path | None:
-    """The Hugging Face directory that the checkpoints in `directory` were made from, or its small files; if any is there."""
+    """The Hugging Face directory that checkpoints were made from, or its small files; None where neither is there."""
     if (directory / SOURCE).exists():
         return directory / SOURCE
     config = directory.parent / 'config.json'
@@ -117,7 +117,7 @@ def came_from(directory: Path) -> Path | None:
 
 
 def saved_model(directory: Path) -> model.ModelConfig:
-    """The model of the checkpoints in `directory`, which their meta says; that of an older stage is in its config.json."""
+    """The model of checkpoints, which their meta says; that of an older stage is in its config.json."""
     checkpoints = checkpoint.Checkpoints(directory)
     values = checkpoints.meta().get('model')
     if values is None:

@@ -107,7 +107,8 @@ DIFFERS = {
         'qwen3', 'qwen', QWEN.replace('assistant\\n', 'assistant\\n<think>\\n\\n</think>\\n\\n'), '<think>'),
     'no begin token': ('gemma', 'gemma', TEMPLATES['gemma'].replace('{{ bos_token }}\n', ''), 'another way'),
     'an example before the first turn': (
-        'qwen3', 'qwen', "{{- '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHo<|im_end|>\\n' }}\n" + QWEN, 'Hi'),
+        'qwen3', 'qwen', "{{- '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHo<|im_end|>\\n' }}\n" + QWEN,
+        'Hi'),
     'it raises': ('qwen3', 'qwen', "{{ 1 // 0 }}", 'cannot be rendered'),
     'it refuses': ('qwen3', 'qwen', "{{ raise_exception('no chat here') }}", 'no chat here'),
     'it is no template': ('qwen3', 'qwen', "{% for %}", 'cannot be rendered'),
@@ -137,7 +138,8 @@ def test_a_model_without_a_template_has_no_opening(tmp_path):
     directory = tiny_tokenizers.write(tmp_path, 'qwen2.5', inside=False)
     (directory / 'chat_template.jinja').unlink()
     one = chat.chat(tokenizers.load(str(directory)), 'qwen', directory)
-    assert 'helpful' not in one.decode(one.prompt('x')) and chat.suited(tokenizers.load(str(directory)), directory) == ''
+    assert 'helpful' not in one.decode(one.prompt('x'))
+    assert chat.suited(tokenizers.load(str(directory)), directory) == ''
 
 
 def test_the_template_is_found_where_models_have_it(tmp_path):
@@ -173,7 +175,8 @@ def test_the_second_turn_stands_behind_the_exact_first_which_is_closed_if_it_was
         tokens, turn = np.asarray(trajectory.tokens[row]), np.asarray(trajectory.turn[row])
         before = [*one.prompt('x'), *first, *([] if first[-1] == close else [close]), *one.instruction(AGAIN)]
         assert tokens[:len(before)].tolist() == before
-        assert (turn == 2).nonzero()[0][0] == len(before) and not (turn[len(one.prompt('x')) + len(first):len(before)]).any()
+        assert (turn == 2).nonzero()[0][0] == len(before)
+        assert not turn[len(one.prompt('x')) + len(first):len(before)].any()
         assert spelled(folder, family, tokens[:len(before)]).endswith(
             chat.FORMATS[FAMILY[family]].end + '\n' + spelled(folder, family, one.instruction(AGAIN)).lstrip('\n'))
     assert np.asarray(trajectory.truncated)[:, 0].tolist() == [False, False, True, True]

@@ -112,7 +112,8 @@ def test_the_model_itself_is_measured_as_the_base(stage, model, sums, monkeypatc
     monkeypatch.setattr(sharding, 'make_mesh', lambda _: mesh_of(1, 1, 1))
     config = evaluate.get_config('jsonl-tiny')
     config.update_from_flattened_dict(ROLLOUT | sums | {
-        'pretrained': str(model), 'methods': ('base', 'stage1', 'stage2'), 'temperatures': (0.0,), 'problems': 4, 'batch': 4})
+        'pretrained': str(model), 'methods': ('base', 'stage1', 'stage2'), 'temperatures': (0.0,), 'problems': 4,
+        'batch': 4})
     run(config, stage[0])
     rows = json.loads((stage[0] / 'results.json').read_text())
     assert [row['method'] for row in rows] == ['base', 'stage1']
@@ -140,7 +141,8 @@ def test_any_of_them_may_be_tried(place, stage, model, tmp_path):
     for _ in range(2):
         conversation.attempt(shown.append)
     text = spelled(model, conversation._tokens)
-    assert text.startswith('<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2 + 2?<|im_end|>\n')
+    assert text.startswith(
+        '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2 + 2?<|im_end|>\n')
     assert text.count('<|im_end|>\n<|im_start|>assistant\n') == 2 and text.count('<|im_start|>user') == 2
     if place != 'stage':
         with pytest.raises(UserError, match='a model without a task'):
@@ -160,7 +162,8 @@ def test_a_stream_gives_whole_characters_of_any_tokenizer(family, tmp_path):
 
 @pytest.mark.parametrize('changes, named', [
     ({'start_from': '/no/such/model'}, "config.start_from is '/no/such/model', which is no directory"),
-    ({'pretrained': '/no/such/model', 'start_from': 'base'}, "config.pretrained is '/no/such/model', which is no directory"),
+    ({'pretrained': '/no/such/model', 'start_from': 'base'},
+     "config.pretrained is '/no/such/model', which is no directory"),
     ({'chat': 'gemma'}, "config.chat is 'gemma', but the tokenizer has no <start_of_turn>"),
     ({'chat': 'chatml'}, "config.chat is 'chatml'; it must be one of gemma, qwen, llama3"),
     ({'tokenizer': '/no/such/tokenizer.json'}, "config.tokenizer is '/no/such/tokenizer.json', which cannot be read"),
