@@ -90,7 +90,7 @@ def make(section: Mapping, tokenizer: str = '', chat: str = '') -> Task:
       chat: the format of prompts and instructions, a row of `score_jax.chat.FORMATS`; '' is plain text.
 
     Raises:
-      UserError: no such task, key, file or format; or a chat template beside the tokenizer that the format does not follow.
+      UserError: no such task, key, file or format; or the format is not that of the template beside the tokenizer.
     """
     values = dict(section)
     task, config = find(values.pop('name', None))
