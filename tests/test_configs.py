@@ -7,9 +7,10 @@ import importlib
 import pytest
 from ml_collections import ConfigDict
 
-from configs import ablation, stage1b
+from configs import ablation, baselines, stage1b
 from configs.tasks import TASKS
 from score_jax import objective, settings, tasks, train
+from score_jax.baselines.pairs import PairsConfig
 from score_jax.baselines.supervised import SupervisedConfig
 from score_jax.errors import UserError
 from score_jax.evaluate import EvaluateConfig, Evaluation
@@ -94,15 +95,23 @@ def test_an_ablation_is_stage_2_in_a_folder_of_its_own(name):
     settings.read(ReinforceConfig, config)
     objective.read(config.objective, config.turns)
     assert config.stage == name
-    may_differ = {'stage', 'objective', 'start_from', 'steps', 'offline'}
+    may_differ = {'stage', 'objective', 'start_from', 'steps', 'learning_rate', 'offline'}
     assert {key for key in config if config[key] != stage2[key]} <= may_differ
     total = stage2.steps + (load('stage1').steps if config.start_from == 'base' else 0)
     assert config.steps == total
 
 
-def test_an_ablation_without_a_name_is_refused():
+@pytest.mark.parametrize('name', baselines.PRESETS)
+def test_a_baseline_has_the_keys_that_are_read_and_the_updates_of_what_it_replaces(name):
+    config = settings.read(PairsConfig, baselines.get_config(name))
+    total = load('stage2').steps + (load('stage1').steps if config.start_from == 'base' else 0)
+    assert total - config.iterations < config.steps <= total
+
+
+@pytest.mark.parametrize('module', [ablation, baselines])
+def test_an_ablation_or_a_baseline_without_a_name_is_refused(module):
     with pytest.raises(SystemExit):
-        ablation.get_config()
+        module.get_config()
 
 
 def test_a_third_turn_is_a_stage_between_held_at_the_one_before():
