@@ -27,8 +27,8 @@ import numpy as np
 from score_jax import grading, lora, metrics, progress, rollout, settings, sharding, sources, tasks
 from score_jax.baselines.supervised import lay_out
 from score_jax.errors import UserError
-from score_jax.reinforce import SamplingConfig, sampler, stage_checkpoints
-from score_jax.train import Stage, TrainConfig
+from score_jax.reinforce import SamplingConfig, sampler
+from score_jax.train import Stage, TrainConfig, stage_seed
 
 KINDS = ('rollout', 'problem')
 _BATCH = 64  # problems sampled at a time
@@ -130,9 +130,12 @@ class Pairs(Stage):
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
 
     def start(self) -> dict:
-        checkpoints = stage_checkpoints(self.workdir, self.config.start_from)
-        progress.say(f'{self.config.stage}: starts from {self.config.start_from} ({checkpoints.directory})')
-        return lora.merge(sources.restore(checkpoints, self.model, self.mesh), self.config.memory.params)
+        config = self.config
+        parameters = sources.find(
+            config.start_from, self.workdir, self.model, self.mesh, pretrained=config.pretrained,
+            seed=stage_seed(config.seed, sources.RANDOM))
+        progress.say(f'{config.stage}: starts from {config.start_from}')
+        return lora.merge(parameters(config.memory.params), config.memory.params)
 
     def step(self, state, step: int):
         iteration, within = divmod(step, self.config.schedule_steps)
