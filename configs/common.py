@@ -108,6 +108,7 @@ def reinforce(stage: str) -> ConfigDict:
         targets='layers/(query|key|value|out|gate|up|down)',  # pattern of the parameters that have one
     ))
     config.reference_on_host = False  # it lies in the host's memory, from where each layer is fetched when it is needed
+    config.dry_run = False  # print the plan of memory and arithmetic for the mesh, of virtual devices, and do nothing
     config.reference = 'base'  # the other side of the KL; may be what start_from may be
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
     config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second

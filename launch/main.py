@@ -76,7 +76,8 @@ def main(argv):
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    print(f'next:    {following(_WORKDIR.value)}')
+    if not _CONFIG.value.get('dry_run'):
+        print(f'next:    {following(_WORKDIR.value)}')
 
 
 if __name__ == '__main__':

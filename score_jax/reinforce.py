@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    grading, lora, metrics, model, monitor, objective, offline, progress, rollout, settings, sharding, sources, tasks)
+    grading, lora, metrics, model, monitor, objective, offline, plan, progress, rollout, settings, sharding, sources,
+    tasks)
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
 from score_jax.jsonl import read_jsonl
@@ -56,6 +57,7 @@ class ReinforceConfig(TrainConfig):
     start_from: str
     reference: str
     reference_on_host: bool
+    dry_run: bool
     lora: LoraConfig
     before: dict
     turns: int
@@ -198,7 +200,19 @@ class Reinforce(Stage):
                 f'{config.start_from!r} stand beside; with config.lora the two share one base.')
         return self._adapters_of(config.reference)
 
+    def work(self) -> plan.Work:
+        """A step at its longest."""
+        return plan.Work(
+            learner=self.learner, sampler=self.sampler, objective=self.objective, forks=self.forks,
+            batch=self.config.batch, prompt=self.task.longest_prompt('train'),
+            instruction=len(self._instruction) + (self.sampler.close_token is not None),
+            reference_on_host=self.config.reference_on_host)
+
     def run(self) -> None:
+        if self.config.dry_run:
+            progress.say(f'{self.config.stage}: {plan.report(self.work())}')
+            return
+        plan.check(self.work())
         progress.say(f'{self.config.stage}: the objective\n{self._describe()}')
         super().run()
         self._frozen = self._first_attempts = None  # frees their memory for the stages to come

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from score_jax import checkpoint, progress, settings, study
+from score_jax import checkpoint, plan, progress, settings, study
 from score_jax.baselines.pairs import Pairs
 from score_jax.baselines.supervised import Supervised
 from score_jax.errors import UserError
 from score_jax.evaluate import Evaluation
 from score_jax.reinforce import Reinforce, ReinforceConfig, pretrained
+from score_jax.sharding import MeshConfig
 from score_jax.workdir import StageDirectory
 
 KINDS = {'supervised': Supervised, 'pairs': Pairs, 'reinforce': Reinforce, 'evaluate': Evaluation}
@@ -43,6 +44,9 @@ def _study(config, workdir: Path) -> None:
 
 def _run(config, workdir: Path) -> None:
     sections = _sections(config, workdir)
+    if dry := [section for section in sections if section.get('dry_run')]:  # and no other stage runs
+        plan.pretend(settings.read(MeshConfig, dry[0].mesh, 'config.mesh'))
+        sections = dry
     stages = [_build(section, workdir, alone=len(sections) == 1) for section in sections]
     for stage in stages:
         stage.run()
@@ -72,7 +76,7 @@ def _sections(config, workdir: Path) -> list:
     if config.get('kind') != 'reinforce':
         return [config]
     settings.read(ReinforceConfig, config)  # names what is missing before anything is looked for
-    before = {} if pretrained(config) else config.before
+    before = {} if pretrained(config) or config.dry_run else config.before
     if before and not checkpoint.exists(StageDirectory(workdir, config.start_from, {}).checkpoints):
         progress.say(f'{config.stage}: {workdir} has no {config.start_from} to start from; it is made first')
         return [before, config]

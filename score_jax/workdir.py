@@ -22,7 +22,8 @@ from score_jax.jsonl import number, read_jsonl
 # Keys that may differ when a stage goes on: how often it speaks and saves, where it runs, and what is measured of
 # what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
 FREE_KEYS = (
-    'log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures', 'self_refine', 'attempts', 'scaling')
+    'log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures', 'self_refine', 'attempts', 'scaling',
+    'dry_run')
 # So may, of its task, where the data lies and how many processes grade.
 FREE_TASK_KEYS = ('data_dir', 'workers')
 
@@ -39,6 +40,7 @@ class StageDirectory:
 
     @property
     def checkpoints(self) -> Path:
+        """Where Orbax keeps those of the stage."""
         return self.path / 'checkpoints'
 
     def check(self) -> None:
@@ -51,7 +53,11 @@ class StageDirectory:
                 'to the old values.')
 
     def saved_config(self) -> dict:
-        """What config.json says; empty where there is none."""
+        """What config.json says; empty where there is none.
+
+        Raises:
+          UserError: it is there and not readable.
+        """
         saved = self.path / 'config.json'
         if not saved.exists():
             return {}

@@ -99,8 +99,11 @@ def test_targets_that_are_no_products_are_refused(targets, message):
 
 STAGE = {
     'steps': 2, 'batch': 2, 'group.first': 2, 'group.second': 2, 'optimizer.warmup_steps': 0, 'save_every': 1,
-    'log_every': 1, 'rollout.max_tokens': 4, 'rollout.chunk': 64, 'lora.rank': 2, 'lora.alpha': 4.0, 'learning_rate': 0.02, 'memory.params': 'bfloat16'}
-MODEL = {'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16}
+    'log_every': 1, 'rollout.max_tokens': 4, 'rollout.chunk': 64, 'lora.rank': 2, 'lora.alpha': 4.0,
+    'learning_rate': 0.02, 'memory.params': 'bfloat16'}
+MODEL = {
+    'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16}
+PRODUCTS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 
 
 def config_of(name: str, **changes):
@@ -132,10 +135,10 @@ def latest(workdir, stage: str) -> Checkpoints:
 def test_a_checkpoint_holds_adapters_and_their_moments_alone_and_names_the_base(workdir):
     checkpoints = latest(workdir, 'stage2')
     saved, full = checkpoints.params(), latest(workdir, 'base').params()
-    assert set(saved) == {f'layers/{name}/{x}' for name in ('query', 'key', 'value', 'out', 'gate', 'up', 'down') for x in 'ab'}
+    assert set(saved) == {f'layers/{name}/{x}' for name in PRODUCTS for x in 'ab'} and not saved.keys() & full.keys()
     state = Reinforce(config_of('stage2'), workdir).learner.abstract_state()
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
-    assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in saved.values()]) and not saved.keys() & full.keys()
+    assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in saved.values()])
     record = checkpoints.meta()['lora']
     assert (record['base'], record['rank']) == ('base', 2)
     assert record['identity'] == latest(workdir, 'base').checksum()

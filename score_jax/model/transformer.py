@@ -19,13 +19,14 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model.config import ModelConfig
 
 # What the backward pass finds kept of a layer; the rest it computes again.
 REMAT = {
     'everything': jax.checkpoint_policies.everything_saveable,
-    'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # those with weights
+    'products': jax.checkpoint_policies.save_only_these_names('product'),  # those with weights
     'nothing': jax.checkpoint_policies.nothing_saveable,  # but what goes into the layer
 }
 _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
@@ -40,6 +41,7 @@ class Cache:
 
     @property
     def slots(self) -> int:
+        """S, positions that fit."""
         return self.keys.shape[2]
 
 
@@ -128,7 +130,12 @@ def _linear(x, w, contracted: int = 1, **kwargs):
     `[B, T]` apart five times slower. An `Adapted` weight costs two thin products more.
     """
     if isinstance(w, Adapted):
-        return _linear(x, w.weight, contracted) + w.scale * _linear(_linear(x, w.a, contracted), w.b)
+        low = _product(x, w.a, contracted)
+        return checkpoint_name(_product(x, w.weight, contracted) + w.scale * _product(low, w.b, 1), 'product')
+    return checkpoint_name(_product(x, w, contracted, **kwargs), 'product')
+
+
+def _product(x, w, contracted: int, **kwargs):
     leading, inner = x.shape[:x.ndim - contracted], w.shape[:contracted]
     flat = jnp.matmul(x.reshape(-1, math.prod(inner)), w.reshape(math.prod(inner), -1), **kwargs)
     return flat.reshape(*leading, *w.shape[contracted:])

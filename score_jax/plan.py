@@ -1,0 +1,265 @@
+"""The memory and the arithmetic of a stage before it runs: from its shapes, and from what the compiler says of them.
+
+Nothing is allocated. The mesh may have more devices than there are here: `pretend` makes as many virtual ones.
+
+Letters: B rows, T tokens of a row, L layers, D width, V vocabulary. All figures are bytes of one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from score_jax import model as lm
+from score_jax import rollout
+from score_jax.errors import UserError
+from score_jax.learner import Learner
+from score_jax.objective import Objective
+from score_jax.sharding import MeshConfig, batch_sharding, batch_shards
+from score_jax.trajectory import Trajectory
+
+# Arrays of [rows, vocabulary] in float32 that are there at once, counted in what is compiled.
+_SAMPLING_COPIES = 4  # logits, their law, its probabilities and their sums
+_HEAD_COPIES = 6  # logits and laws of policy and reference, and what is pulled back to them
+# Arrays of [heads, tokens, slots] in float32 in the backward pass of a layer: scores, weights, and what comes back.
+_SCORE_COPIES = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """A step of a stage at its longest: `batch` problems, prompts and instructions of so many tokens."""
+
+    learner: Learner
+    sampler: rollout.RolloutConfig
+    objective: Objective
+    forks: tuple[int, ...]
+    batch: int
+    prompt: int
+    instruction: int
+    reference_on_host: bool
+
+    @property
+    def rows(self) -> int:
+        """Of a step, all forks counted."""
+        return self.batch * math.prod(self.forks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """By turn, the tokens that a row adds at most."""
+        each = self.sampler.max_tokens
+        return self.prompt + each, *[self.instruction + each] * (self.sampler.turns - 1)
+
+    @property
+    def slots(self) -> int:
+        """Of the cache, at its longest."""
+        return -(-sum(self.widths) // self.sampler.chunk) * self.sampler.chunk
+
+    @property
+    def shared(self) -> bool:
+        """Whether rows share turns, which are then read once."""
+        return any(fork > 1 for fork in self.forks[1:])
+
+    def tokens(self) -> int:
+        """That a step reads, each as often as it is computed with."""
+        if not self.shared:
+            return self.rows * self.slots
+        return sum(self.batch * math.prod(self.forks[:t + 1]) * w for t, w in enumerate(self.widths))
+
+
+def pretend(mesh: MeshConfig) -> None:
+    """Makes as many virtual CPU devices as the mesh names, before jax has looked for any; -1 counts as 1.
+
+    Raises:
+      UserError: jax has looked already, and has another number.
+    """
+    devices = math.prod(max(size, 1) for size in dataclasses.astuple(mesh))
+    try:
+        jax.config.update('jax_num_cpu_devices', devices)
+        jax.config.update('jax_platforms', 'cpu')
+    except RuntimeError:
+        if jax.device_count() != devices:
+            raise UserError(
+                f'config.mesh asks for {devices} devices, but jax has made {jax.device_count()} in this process '
+                'already; make the dry run in a process of its own.') from None
+
+
+def per_device(tree) -> int:
+    """Bytes of arrays, or of `jax.ShapeDtypeStruct`s with shardings, that one device holds."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes of one device by name: what is there all the time, and what sampling and the update need beside it."""
+
+    always: dict[str, int]
+    sampling: dict[str, int]
+    update: dict[str, int]
+
+
+def plan(work: Work) -> Plan:
+    """What a step should need, counted from shapes."""
+    learner, mesh = work.learner, work.learner.mesh
+    state = learner.abstract_state()
+    frozen, base = abstract_frozen(work)
+    always = {
+        'adapters' if learner.lora else 'parameters': per_device(state.params),
+        "optimiser (Adam's two moments)": per_device(state.opt_state)}
+    if learner.lora:
+        always['base, which is the reference too'] = per_device(base)
+    elif not work.reference_on_host:
+        always['reference'] = per_device(frozen)
+    held, before = (
+        per_device(rollout.abstract_cache(learner.model, mesh, work.rows, slots))
+        for slots in (work.slots, work.slots - work.sampler.chunk))
+    sampling = {
+        'KV cache': held,
+        'KV cache as it was before it grew': before,
+        'laws of the next tokens': _SAMPLING_COPIES * 4 * _rows(work, 1) * learner.model.vocab_size}
+    return Plan(always, sampling, _update(work, state, frozen))
+
+
+def _rows(work: Work, parts: int) -> int:
+    """Of one device."""
+    return -(-work.rows // (batch_shards(work.learner.mesh) * parts))
+
+
+def _update(work: Work, state, frozen) -> dict[str, int]:
+    learner, c, mesh = work.learner, work.learner.model, work.learner.mesh
+    parts, item, model = learner.memory.accumulate, jnp.dtype(c.dtype).itemsize, mesh.shape['model']
+    tokens = -(-work.tokens() // (batch_shards(mesh) * parts))
+    rows, last = _rows(work, parts), work.widths[-1] if work.shared else work.slots
+    products = (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * c.mlp
+    kept = {'nothing': 0, 'products': products / model + 2 * c.width}
+    kept['everything'] = 2 * kept['products'] + 4 * c.width  # beside the scores
+    scores = _SCORE_COPIES * 4 * rows * c.heads / model * last * work.slots
+    gradient = per_device(state.params)
+    if parts > 1:  # the sum in float32, and that of a part
+        gradient += sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.params))
+    head = lm.abstract(c, mesh)['embedding']
+    lines = {
+        'gradients': gradient,
+        'kept for the backward pass': int(item * c.layers * tokens * (c.width + kept[learner.memory.remat])),
+        'a layer at work': int(scores + tokens * (2 * products / model + 6 * c.width) * 4),
+        'head, a chunk of columns': _HEAD_COPIES * 4 * rows * learner.head_chunk * c.vocab_size // model,
+        'head, its weights as they are computed with': int(3 * item * math.prod(head.shape) / model)}
+    if learner.memory.remat == 'everything':
+        lines['kept for the backward pass'] += int(c.layers * scores)
+    if work.shared:
+        cache = 2 * item * c.layers * rows * (work.slots + work.widths[0]) * c.kv_heads * c.head_dim
+        lines['keys and values that turns share'] = 2 * cache
+    if work.reference_on_host:
+        layers = per_device(frozen['layers'])
+        lines['reference: a layer, and what is outside layers'] = per_device(frozen) - layers + layers // c.layers
+    return lines
+
+
+def abstract_frozen(work: Work) -> tuple[dict, dict | None]:
+    """Shapes and shardings of the reference and of the base of adapters, as `Reinforce.frozen` gives them."""
+    learner = work.learner
+    if learner.lora:
+        return {}, lm.abstract(learner.model, learner.mesh, jnp.dtype(learner.memory.params))
+    reference = lm.abstract(learner.model, learner.mesh, jnp.bfloat16)
+    if work.reference_on_host:
+        reference = jax.tree.map(
+            lambda x: x.update(sharding=x.sharding.with_memory_kind('pinned_host')), reference)
+    return reference, None
+
+
+def lower_update(work: Work):
+    """The update, lowered but not run."""
+    learner, mesh = work.learner, work.learner.mesh
+
+    def of(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+    reference, base = abstract_frozen(work)
+    rows, turns = work.rows, work.sampler.turns
+    shape = (rows, work.slots)
+    trajectory = Trajectory(
+        tokens=of(shape, jnp.int32), turn=of(shape, jnp.int32), log_probs=of(shape, jnp.float32),
+        length=of((rows,), jnp.int32), truncated=of((rows, turns), bool))
+    return Learner.reinforce.lower(
+        learner, learner.abstract_state(), reference, trajectory, of((rows, turns), jnp.float32),
+        objective=work.objective, forks=work.forks, temperature=work.sampler.temperature or 1.0,
+        widths=work.widths if work.shared else None, base=base)
+
+
+def flops(work: Work) -> dict[str, float]:
+    """Floating-point operations of a step on all devices, counted as 2 for each weight or key that a token meets."""
+    learner, c = work.learner, work.learner.model
+    weights = c.layers * c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
+    if learner.lora:
+        adapters = sum(math.prod(x.shape) for x in jax.tree.leaves(learner.abstract_params()))
+    head, attention = c.width * c.vocab_size, 2 * c.layers * c.heads * c.head_dim * work.slots / 2
+    sampled = sum(
+        work.batch * math.prod(work.forks[:t + 1]) * work.sampler.max_tokens for t in range(work.sampler.turns))
+    tokens = work.tokens()
+    sampling = 2 * (tokens * (weights + attention) + sampled * head)
+    forward = 2 * tokens * (weights + attention + head)
+    backward = 2 * tokens * (2 * attention + (weights + head) * (1 if learner.lora else 2))
+    again = 2 * tokens * (head + attention + (weights if learner.memory.remat == 'nothing' else 0))
+    if learner.memory.remat == 'everything':
+        again = 2 * tokens * head
+    first_pass = learner.memory.accumulate > 1 and work.objective.kl_estimator == 'sampled'
+    update = (2 + 2 * first_pass) * forward + backward + again
+    if learner.lora:
+        update += 6 * tokens * adapters
+    return {'sampling': sampling, 'update': update}
+
+
+def report(work: Work) -> str:
+    """The plan, the arithmetic, and what the compiler makes of it, for a terminal."""
+    made, mesh = plan(work), work.learner.mesh
+    axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+    lines = [
+        f'{work.rows} rows of up to {sum(work.widths)} tokens on a mesh of {mesh.size} devices ({axes}); '
+        'nothing has been allocated.', '', 'Memory of one device, as planned']
+    for title, part in (('all the time', made.always), ('sampling', made.sampling), ('update', made.update)):
+        lines += [f'  {title:<54}{_size(sum(part.values()))}']
+        lines += [f'    {name:<52}{_size(size)}' for name, size in part.items()]
+    most = sum(made.always.values()) + max(sum(made.sampling.values()), sum(made.update.values()))
+    lines += [
+        f'  {"at most":<54}{_size(most)}', '', 'Arithmetic of a step, all devices']
+    lines += [f'  {name:<54}{count / 1e12:>10,.2f} TFLOP' for name, count in flops(work).items()]
+    lines += ['', 'Memory of one device, as compiled for virtual CPUs (other devices lay out other temporaries)']
+    lines += [f'  {name:<54}{_size(size)}' for name, size in compiled(work).items()]
+    return '\n'.join(lines)
+
+
+def compiled(work: Work) -> dict[str, int]:
+    """Bytes of one device by name, from the compiler's analysis of the update and of the decode loop."""
+    learner = work.learner
+    base = abstract_frozen(work)[1]
+    decode = rollout.lower_decode(
+        learner.whole(learner.abstract_params(), base), learner.model, work.sampler, learner.mesh, work.rows,
+        work.slots)
+    found = {}
+    for name, lowered in (('update', lower_update(work)), ('decode loop', decode)):
+        analysis = lowered.compile().memory_analysis()
+        found |= {
+            f'{name}: arguments': analysis.argument_size_in_bytes, f'{name}: temporaries': analysis.temp_size_in_bytes}
+    return found
+
+
+def _device_memory(mesh: jax.sharding.Mesh) -> int | None:
+    """Bytes of a device; None where it does not say."""
+    return (mesh.devices.flat[0].memory_stats() or {}).get('bytes_limit')
+
+
+def check(work: Work) -> None:
+    """Refuses what cannot work: what is there all the time is more than a device has, where it says what it has."""
+    limit = _device_memory(work.learner.mesh)
+    always = plan(work).always
+    if limit and sum(always.values()) > limit:
+        raise UserError(
+            f'each device has {_size(limit).strip()}, but what it holds all the time is more: '
+            f'{", ".join(f"{name} {_size(size).strip()}" for name, size in always.items())}; raise config.mesh.fsdp, '
+            "set config.memory.params or moments to 'bfloat16', or train adapters (config.lora.rank).")
+
+
+def _size(size: int) -> str:
+    return f'{size / 2**30:>10,.2f} GiB' if size >= 2**28 else f'{size / 2**20:>10,.2f} MiB'
