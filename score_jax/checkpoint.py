@@ -25,6 +25,14 @@ from score_jax.errors import UserError
 PyTree = Any
 
 
+class Damaged(UserError):
+    """The files of a checkpoint are not what was saved; `reason` says in what, without the path."""
+
+    def __init__(self, text: str, reason: str):
+        super().__init__(text)
+        self.reason = reason
+
+
 def exists(directory: Path) -> bool:
     """Whether `directory` holds a complete checkpoint."""
     return bool(_steps(epath.Path(directory)))
@@ -86,10 +94,32 @@ class Checkpoints:
 
         `state_like` is the state to come, concrete or abstract (`jax.ShapeDtypeStruct` with a sharding); its mesh may
         differ from the one that saved. Raises `UserError` if there is no such checkpoint, if a name, shape or dtype
-        differs, or if the files are damaged.
+        differs; `Damaged` if the files are.
         """
         step, record = self._read_record(step)
         return self._read_arrays(step, record['arrays'], state_like), record['meta']
+
+    def resume(self, state_like: PyTree) -> tuple[int, PyTree, list[str]] | None:
+        """(step, state, warnings) of the newest step that is intact, to go on from; None if there is no step at all.
+
+        Damaged ones after it are moved to a folder beside this one, so that their numbers are free again, and there is a
+        warning for each. Raises `UserError` if all are damaged, and then moves none; else as `restore`.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                state, _ = self.restore(state_like, step=step)
+            except Damaged as error:
+                damaged[step] = error.reason
+                continue
+            return step, state, [
+                f'checkpoint {self.directory / str(late)} is damaged ({reason}): it now lies in {self._move_aside(late)}, '
+                f'and step {step} takes its place' for late, reason in damaged.items()]
+        if damaged:
+            steps = '; '.join(f'step {step}: {reason}' for step, reason in damaged.items())
+            raise UserError(f'every checkpoint in {self.directory} is damaged ({steps}): move it away, then the run '
+                            'starts anew')
+        return None
 
     def restore_params(self, params_like: PyTree, *, step: int | None = None) -> PyTree:
         """The `params` of the state saved at `step` (None: the latest), on the shardings and in the dtypes of
@@ -99,7 +129,7 @@ class Checkpoints:
         return self._read_arrays(step, saved, {'params': params_like}, cast=True)['params']
 
     def restore_param(self, name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
-        """One of `params()` at the latest step, on the sharding of `like`; errors as `restore_params`."""
+        """One of `params()` at the latest step, `[...]` on the sharding of `like`; errors as `restore_params`."""
         step, record = self._read_record(None)
         name = f'params/{name}'
         saved = {key: x for key, x in record['arrays'].items() if key == name}
@@ -202,11 +232,19 @@ class Checkpoints:
                 arrays.append(array.astype(x.dtype))
         return treedef.unflatten(arrays)
 
-    def _damaged(self, step: int, reason: Exception | str) -> UserError:
+    def _move_aside(self, step: int) -> epath.Path:
+        folder, taken = self.directory.with_name(f'{self.directory.name}-damaged'), 0
+        folder.mkdir(parents=True, exist_ok=True)
+        while (place := folder / (f'{step}-{taken}' if taken else f'{step}')).exists():
+            taken += 1
+        return (self.directory / str(step)).rename(place)
+
+    def _damaged(self, step: int, reason: Exception | str) -> Damaged:
         before = [s for s in _steps(self.directory) if s < step]
         then = f'goes on from step {before[-1]}' if before else 'starts anew (there is no step before it)'
-        return UserError(f'checkpoint {self.directory / str(step)} is damaged ({_reason(reason)}): '
-                         f'move it away, then the run {then}')
+        reason = _reason(reason)
+        return Damaged(f'checkpoint {self.directory / str(step)} is damaged ({reason}): '
+                       f'move it away, then the run {then}', reason)
 
     def _not_written(self, reason: Exception) -> UserError:
         return UserError(f'no checkpoint could be written to {self.directory} ({_reason(reason)}): make room there '

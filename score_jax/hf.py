@@ -226,7 +226,7 @@ def save(
 
     Args:
       directory: must not exist yet, or be empty.
-      params: on any mesh of this process; or what gives each of them by its path, so that one is there at a time.
+      params: on any mesh of this process; or what gives each of them, `[...]`, by its path: one is there at a time.
       like: a directory of the same family, for the tokenizer's files and for what config.json says beside the model:
         special tokens, lengths.
       dtype: of the tensors; None: that of the parameters.

@@ -251,7 +251,7 @@ def _device_memory(mesh: jax.sharding.Mesh) -> int | None:
 
 
 def check(work: Work) -> None:
-    """Refuses what cannot work: what is there all the time is more than a device has, where it says what it has."""
+    """Raises `UserError` where what is there all the time is more than a device has, as far as it says what it has."""
     limit = _device_memory(work.learner.mesh)
     always = plan(work).always
     if limit and sum(always.values()) > limit:
