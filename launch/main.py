@@ -5,6 +5,7 @@
 
 import importlib
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from score_jax import health
 from score_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file in configs/, and FILE.py:NAME for a preset of it.')
@@ -66,16 +68,24 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'not a flag: {" ".join(argv[1:])}')
     logging.set_verbosity(logging.WARNING)
+    # What Orbax logs as an error, with the traceback of a thread, it also raises.
+    logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
     if _KEYS.value:
         from score_jax import keys
         keys.show(_CONFIG.value, Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]))
         return
     from score_jax.run import run  # after the flags are read, so that a mistake in them answers at once
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(health.RESTART))  # where no step waits to be finished and saved
     try:
         run(_CONFIG.value, Path(_WORKDIR.value))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except health.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     if not _CONFIG.value.get('dry_run'):
         print(f'next:    {following(_WORKDIR.value)}')
 

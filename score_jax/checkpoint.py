@@ -102,8 +102,8 @@ class Checkpoints:
     def resume(self, state_like: PyTree) -> tuple[int, PyTree, list[str]] | None:
         """(step, state, warnings) of the newest step that is intact, to go on from; None if there is no step at all.
 
-        Damaged ones after it are moved to a folder beside this one, so that their numbers are free again, and there is a
-        warning for each. Raises `UserError` if all are damaged, and then moves none; else as `restore`.
+        Damaged ones after it are moved to a folder beside this one, so that their numbers are free again, and there is
+        a warning for each. Raises `UserError` if all are damaged, and then moves none; else as `restore`.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -113,8 +113,8 @@ class Checkpoints:
                 damaged[step] = error.reason
                 continue
             return step, state, [
-                f'checkpoint {self.directory / str(late)} is damaged ({reason}): it now lies in {self._move_aside(late)}, '
-                f'and step {step} takes its place' for late, reason in damaged.items()]
+                f'checkpoint {self.directory / str(late)} is damaged ({reason}): moved to {self._move_aside(late)}, to go on '
+                f'from step {step}' for late, reason in damaged.items()]
         if damaged:
             steps = '; '.join(f'step {step}: {reason}' for step, reason in damaged.items())
             raise UserError(f'every checkpoint in {self.directory} is damaged ({steps}): move it away, then the run '
@@ -293,5 +293,9 @@ def _reason(error: Exception | str) -> str:
     """The first line of an error's cause, without the specs and objects that TensorStore and Orbax append to it."""
     while isinstance(error, Exception) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.strerror}: {error.filename}' if error.filename else error.strerror
     text = error if isinstance(error, str) else f'{type(error).__name__}: {error}'
+    if found := re.search(r'([^:]*) \[os_error_code=', text):  # what the system said, behind what TensorStore was about
+        return found[1].strip()
     return re.split(r'\n| \[|\. See full ', text.strip())[0]

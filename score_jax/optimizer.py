@@ -95,7 +95,7 @@ def new_state(optimizer: OptimizerConfig, params, like: TrainState) -> TrainStat
 
 
 def apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics, has_rows=True, **changes):
-    """One update; it is skipped, and counted, where there is nothing to learn from or the gradient is not finite.
+    """One update; it is skipped, and counted, where there is nothing to learn from, or loss or gradient are not finite.
 
     It is computed in float32. What the state keeps in bfloat16 is rounded at random, up or down with probabilities such
     that the mean is exact: rounded to the nearest, a weight would stay where it is under every step below 0.2 % of it,
@@ -104,7 +104,7 @@ def apply(state: TrainState, optimizer: OptimizerConfig, grads, metrics, has_row
     grads, params, opt_state = _float32((grads, state.params, state.opt_state))
     updates, opt_state = optimizer.build().update(grads, opt_state, params)
     norm = optax.tree.norm(grads)
-    learn = has_rows & jnp.isfinite(norm)
+    learn = has_rows & jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
     metrics = metrics | {
         'grad_norm': norm, 'learning_rate': optimizer.learning_rate_at(state.step), 'skipped': ~learn}
     updated = state.replace(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    grading, lora, metrics, model, monitor, objective, offline, plan, progress, rollout, settings, sharding, sources,
+    grading, lora, metrics, monitor, objective, offline, plan, progress, rollout, settings, sharding, sources,
     tasks)
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
@@ -22,7 +22,6 @@ from score_jax.offline import OfflineConfig
 from score_jax.sources import RANDOM, stage_checkpoints, weights
 from score_jax.train import Stage, TrainConfig, stage_seed
 from score_jax.trajectory import shared_widths
-from score_jax.workdir import StageDirectory
 
 # How far the sampler's log-probabilities may lie from the learner's on the first step of a run.
 _LOG_PROB_TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.25}
@@ -271,8 +270,10 @@ class Reinforce(Stage):
         return problems + fresh, given + [[]] * (len(fresh) * config.group.first)
 
     def step(self, state, step: int):
-        config, began = self.config, time.monotonic()
+        self.watch.enter('loading the reference')
         reference, base = self.frozen()
+        self.watch.enter('sampling')
+        config, began = self.config, time.monotonic()
         problems, given = self._problems(step)
         grader = grading.Grader(self.task, problems)
         trajectory = rollout.sample(
@@ -280,9 +281,11 @@ class Reinforce(Stage):
             [tasks.prompt_tokens(self.task, problem) for problem in problems], self._instruction,
             forks=self.forks, seed=self.seed, step=step, given=given, on_turn=grader.on_turn)
         sampled = time.monotonic()
+        self.watch.enter('grading')
         attempts = grader.attempts()
         correct = grading.rewards(attempts)
         graded = time.monotonic()
+        self.watch.enter('scoring and update')
         state, figures = self.learner.reinforce(
             state, reference, trajectory, sharding.put_batch(self.mesh, correct),
             objective=self.objective, forks=self.forks, temperature=config.temperature,

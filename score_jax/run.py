@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from score_jax import checkpoint, plan, progress, settings, study
@@ -24,6 +25,9 @@ def run(config, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir={workdir} is a file; it must be a folder, or not exist yet.')
+    there = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f'--workdir={workdir} cannot be written: {there} is not yours to write to; choose another.')
     if config.get('kind') == 'study':
         _study(config, workdir)
     else:
@@ -49,7 +53,22 @@ def _run(config, workdir: Path) -> None:
         sections = dry
     stages = [_build(section, workdir, alone=len(sections) == 1) for section in sections]
     for stage in stages:
+        run_stage(stage)
+
+
+def run_stage(stage) -> None:
+    """Runs one stage.
+
+    Raises:
+      UserError: what it raises; also for a full disk, or a file that is gone or may not be written.
+      Interrupted: a signal said so, and the state is saved.
+    """
+    try:
         stage.run()
+    except OSError as error:
+        raise UserError(
+            f'{stage.config.stage}: {error.strerror or error} ({error.filename or stage.directory.path}); once that is '
+            'mended, the same command goes on from the last checkpoint.') from error
 
 
 def _build(section, workdir: Path, alone: bool):

@@ -8,6 +8,7 @@ again ends with the same parameters to the bit.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import time
 import zlib
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax import hf, model, progress, sharding, tasks
+from score_jax import health, hf, model, progress, sharding, tasks
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
+from score_jax.health import HealthConfig
 from score_jax.jsonl import read_jsonl
 from score_jax.learner import Learner, MemoryConfig
 from score_jax.lora import LoraConfig
@@ -49,6 +51,8 @@ class TrainConfig:
     log_every: int
     save_every: int
     keep: int
+    health: HealthConfig
+    allow_changes: tuple[str, ...]
 
     def __post_init__(self):
         for key in ('steps', 'batch', 'head_chunk', 'log_every', 'save_every', 'keep'):
@@ -118,6 +122,7 @@ class Stage(abc.ABC):
         self._check_batch()
         self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk, config.memory, lora)
         self.directory.check()
+        self.watch = health.Watchdog(config.stage, config.health.stuck_seconds)
 
     def _check_batch(self) -> None:
         batch, parts = self.config.batch, self.config.memory.accumulate
@@ -143,33 +148,65 @@ class Stage(abc.ABC):
         return {}
 
     def run(self) -> None:
-        """Goes on from the last checkpoint, or starts, and runs to the end."""
+        """Goes on from the last checkpoint that is intact, or starts, and runs to the end.
+
+        Raises:
+          Interrupted: a signal said so; the state is saved.
+          UserError: nothing is learned any more, and the state is saved; or what cannot be read or written.
+        """
         config = self.config
         checkpoints = Checkpoints(self.directory.checkpoints, keep=config.keep)
-        done = checkpoints.latest() or 0
-        if done >= config.steps:
-            progress.say(f'{config.stage}: all {config.steps} steps are done already ({self.directory.path})')
-            return
-        if done:
-            state, _ = checkpoints.restore(self.learner.abstract_state())
-            progress.say(f'{config.stage}: goes on after step {done} of {config.steps} ({self.directory.path})')
-        else:
-            state = self.learner.new_state(self.start())
-        self.directory.open()
-        self.directory.truncate(done)
-        history = read_jsonl(self.directory.path / 'metrics.jsonl')
+        with contextlib.closing(checkpoints), health.StopSignals(config.stage) as signals, self.watch:
+            if (checkpoints.latest() or 0) >= config.steps:
+                progress.say(f'{config.stage}: all {config.steps} steps are done already ({self.directory.path})')
+                return
+            self.watch.enter('loading the parameters')
+            done, state = self._first_state(checkpoints)
+            self.directory.open(done)
+            self.directory.truncate(done)
+            self._steps(checkpoints, signals, state, done)
+        progress.say(f'{config.stage}: done; metrics, samples and checkpoints are in {self.directory.path}')
+
+    def _first_state(self, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+        """Steps done, and the state after them."""
+        config, found = self.config, checkpoints.resume(self.learner.abstract_state())
+        if not found:
+            return 0, self.learner.new_state(self.start())
+        done, state, warnings = found
+        for warning in warnings:
+            progress.say(f'{config.stage}: warning: {warning}')
+        progress.say(f'{config.stage}: goes on after step {done} of {config.steps} ({self.directory.path})')
+        return done, state
+
+    def _steps(self, checkpoints: Checkpoints, signals: health.StopSignals, state: TrainState, done: int) -> None:
+        config, history = self.config, read_jsonl(self.directory.path / 'metrics.jsonl')
+        skipped = health.SkippedUpdates(config.health.skipped, history)
+        if stop := signals.received:
+            raise health.Interrupted(f'{config.stage}: stopped before step {done + 1} ({stop.name})', stop)
         with progress.Steps(config.stage, config.steps, config.log_every, done, history) as steps:
-            for step in range(done, config.steps):
+            for step in range(done + 1, config.steps + 1):
                 began = time.monotonic()
-                state, metrics, samples = self.step(state, step)
-                metrics['steps_per_second'] = 1 / (time.monotonic() - began)
-                where = {'stage': config.stage, 'step': step + 1}
+                self.watch.enter('the update')
+                state, metrics, samples = self.step(state, step - 1)
+                self.watch.enter('saving')
+                metrics |= {'steps_per_second': 1 / (time.monotonic() - began)} | self.watch.slow()
+                where = {'stage': config.stage, 'step': step}
                 self.directory.append('metrics.jsonl', [where | {'steps': config.steps} | metrics])
                 self.directory.append('samples.jsonl', [where | sample for sample in samples])
-                steps.add(step + 1, metrics, samples)
-                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                    meta = {'stage': config.stage, 'seed': config.seed, 'problems': (step + 1) * config.batch,
-                            'model': dataclasses.asdict(self.model)} | self.meta()
-                    checkpoints.save(step + 1, state, meta=meta, reward=metrics.get('reward'))
-        checkpoints.close()
-        progress.say(f'{config.stage}: done; metrics, samples and checkpoints are in {self.directory.path}')
+                steps.add(step, metrics, samples)
+                hopeless, stop = skipped.add(metrics), signals.received
+                if step % config.save_every == 0 or step == config.steps or hopeless or stop:
+                    self._save(checkpoints, step, state, metrics)
+                if hopeless or stop:
+                    checkpoints.wait()
+                    after = f'{config.stage}: stopped after step {step} of {config.steps}, which is saved'
+                    if hopeless:
+                        raise UserError(f'{after}: {hopeless}.')
+                    raise health.Interrupted(f'{after} ({stop.name}); the same command goes on from there', stop)
+            checkpoints.wait()
+
+    def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, metrics: dict) -> None:
+        config = self.config
+        meta = {'stage': config.stage, 'seed': config.seed, 'problems': step * config.batch,
+                'model': dataclasses.asdict(self.model)} | self.meta()
+        checkpoints.save(step, state, meta=meta, reward=metrics.get('reward'))

@@ -2,6 +2,7 @@
 
     WORKDIR/STAGE/config.json       what the stage was run with
     WORKDIR/STAGE/checkpoints/      Orbax
+    WORKDIR/STAGE/changes.jsonl     what of its config was changed on the way, and after which step
     WORKDIR/STAGE/metrics.jsonl     a line a step
     WORKDIR/STAGE/samples.jsonl     two-turn transcripts
     WORKDIR/results.json            the final table
@@ -23,7 +24,7 @@ from score_jax.jsonl import number, read_jsonl
 # what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
 FREE_KEYS = (
     'log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures', 'self_refine', 'attempts', 'scaling',
-    'dry_run')
+    'dry_run', 'health', 'allow_changes')
 # So may, of its task, where the data lies and how many processes grade.
 FREE_TASK_KEYS = ('data_dir', 'workers')
 
@@ -33,6 +34,7 @@ class StageDirectory:
 
     def __init__(self, workdir: Path, name: str, config: Mapping):
         self.path = workdir / name
+        self._allowed = tuple(f'config.{key}' for key in config.get('allow_changes', ()))
         self._config = {key: value for key, value in settings.plain(config).items() if key not in FREE_KEYS}
         if 'task' in self._config:
             task = self._config['task']
@@ -45,12 +47,15 @@ class StageDirectory:
 
     def check(self) -> None:
         """Raises `UserError` if the folder holds a stage of another config."""
-        old = self.saved_config()
-        changes = settings.differences(old, self._config)
-        if old and changes:
+        changes = [change for change in self._changes() if change.partition(':')[0] not in self._allowed]
+        if changes:
             raise UserError(
-                f'{self.path} was made with another config ({"; ".join(changes)}); use another --workdir, or go back '
-                'to the old values.')
+                f'{self.path} was made with another config ({"; ".join(changes)}); use another --workdir, go back to '
+                'the old values, or name the keys in config.allow_changes.')
+
+    def _changes(self) -> list[str]:
+        old = self.saved_config()
+        return settings.differences(old, self._config) if old else []
 
     def saved_config(self) -> dict:
         """What config.json says; empty where there is none.
@@ -66,9 +71,11 @@ class StageDirectory:
         except ValueError:
             raise UserError(f'{saved} is not readable as JSON; move {self.path} away to start this stage anew.') from None
 
-    def open(self) -> None:
-        """Makes the folder and writes its config, whole or not at all."""
+    def open(self, done: int = 0) -> None:
+        """Makes the folder and writes its config, whole or not at all; notes changes as made after step `done`."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if changes := self._changes():
+            self.append('changes.jsonl', [{'step': done, 'changes': changes}])
         write_json(self.path / 'config.json', self._config)
 
     def truncate(self, step: int) -> None:
@@ -84,7 +91,7 @@ class StageDirectory:
         _replace(self.path / name, ''.join(json.dumps(line) + '\n' for line in lines))
 
     def append(self, name: str, lines: list[dict]) -> None:
-        """Adds lines to `metrics.jsonl` or `samples.jsonl`."""
+        """Adds lines to a file of the stage."""
         with (self.path / name).open('a') as file:
             file.write(''.join(json.dumps(line) + '\n' for line in lines))
 

@@ -211,12 +211,12 @@ def test_a_damaged_checkpoint_is_refused_as_a_start(copied):
     assert str(folder) in text and 'damaged' in text and 'move it away' in text
 
 
-def test_a_damaged_checkpoint_is_refused_when_a_stage_goes_on(copied):
+def test_a_stage_whose_every_checkpoint_is_damaged_is_refused(copied):
     shutil.rmtree(copied / 'stage1' / 'checkpoints' / str(STEPS))
-    folder = copied / 'stage1' / 'checkpoints' / '4'
-    damage(folder)
+    folder = copied / 'stage1' / 'checkpoints'
+    damage(folder / '4')
     text = refusal(make(stage1, STAGE1), copied)
-    assert str(folder) in text and 'damaged' in text and 'move it away' in text
+    assert f'every checkpoint in {folder} is damaged (step 4: ' in text and 'move it away' in text
 
 
 def damage(folder: Path) -> None:

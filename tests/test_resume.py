@@ -1,7 +1,8 @@
 """A run that is killed and run again ends as if nothing had happened.
 
 `configs/stage1.py` alone runs a supervised stage and one of reinforcement learning. One run of it is left alone;
-another is killed in the first stage, then in the second, and run again to the end.
+another is killed in the first stage, then in the second, told to stop there, finds its newest checkpoint damaged, and
+runs to the end.
 """
 
 import json
@@ -20,6 +21,7 @@ import pytest
 from configs import stage1
 from score_jax.baselines.supervised import Supervised
 from score_jax.checkpoint import Checkpoints
+from score_jax.health import RESTART
 from score_jax.reinforce import Reinforce
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,13 +46,13 @@ class Run:
             env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': str(compiled),
                               'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'})
 
-    def kill_when(self, file: Path, lines: int) -> None:
-        """SIGKILL as soon as `file` has so many lines; it must come while the run is at work."""
+    def signal_when(self, number: signal.Signals, file: Path, lines: int) -> tuple[int, str]:
+        """Sends a signal as soon as `file` has so many lines: how the run ended, and what it said of that."""
         while self.process.poll() is None and not (file.exists() and file.read_text().count('\n') >= lines):
             time.sleep(0.002)
-        self.process.kill()
+        self.process.send_signal(number)
         _, errors = self.process.communicate()
-        assert self.process.returncode == -signal.SIGKILL, errors
+        return self.process.returncode, errors
 
     def output(self) -> str:
         output, errors = self.process.communicate()
@@ -60,14 +62,18 @@ class Run:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """(workdir of the undisturbed run, workdir of the killed one, what each printed)."""
+    """(workdir of the undisturbed run, workdir of the disturbed one, what each printed, how the latter was stopped)."""
     folder, rng = tmp_path_factory.mktemp('runs'), random.Random(0)
     whole, killed = folder / 'whole', folder / 'killed'
     undisturbed = Run(whole)
-    Run(killed).kill_when(killed / 'base' / 'metrics.jsonl', rng.randrange(10, STEPS - 20))
-    assert not (killed / 'stage1').exists()
-    Run(killed).kill_when(killed / 'stage1' / 'metrics.jsonl', rng.randrange(10, STEPS - 20))
-    return whole, killed, undisturbed.output(), Run(killed).output()
+    for stage, number, first in (('base', signal.SIGKILL, 10), ('stage1', signal.SIGKILL, 10), ('stage1', signal.SIGTERM, 36)):
+        stopped = Run(killed).signal_when(number, killed / stage / 'metrics.jsonl', rng.randrange(first, first + 20))
+        assert number == signal.SIGTERM or stopped[0] == -signal.SIGKILL, stopped[1]
+        assert stage == 'stage1' or not (killed / 'stage1').exists()
+    newest = max((killed / 'stage1' / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    largest = max(newest.rglob('d/*'), key=lambda path: path.stat().st_size)
+    largest.write_bytes(bytes(255 - byte for byte in largest.read_bytes()))
+    return whole, killed, undisturbed.output(), Run(killed).output(), stopped
 
 
 def lines(path: Path) -> list[dict]:
@@ -91,17 +97,25 @@ def final_state(workdir: Path, stage: str) -> list[np.ndarray]:
 
 
 def test_stage1_alone_makes_its_base_first_and_says_so(runs):
-    whole, _, output, _ = runs
+    whole, _, output, *_ = runs
     assert 'no base to start from; it is made first' in output
     assert output.index('base ') < output.index('stage1: starts from base, step 60')
     assert (whole / 'stage1' / 'metrics.jsonl').exists()
 
 
-def test_a_run_that_goes_on_says_after_which_step(runs):
-    *_, output = runs
+def test_a_run_that_is_told_to_stop_exits_with_the_code_that_asks_for_another_start(runs):
+    *_, (code, errors) = runs
+    assert code == RESTART and len(errors.splitlines()) == 1
+    assert 'stage1: stopped after step' in errors and 'which is saved (SIGTERM)' in errors
+
+
+def test_a_run_that_goes_on_does_so_from_the_last_intact_checkpoint_and_says_so(runs):
+    _, killed, _, output, (_, errors) = runs
     assert 'base: all' not in output.split('stage1: goes on after step')[1]
-    step = int(output.split('stage1: goes on after step ')[1].split()[0])
-    assert step % 7 == 0 and 0 < step < STEPS
+    step, told = int(output.split('stage1: goes on after step ')[1].split()[0]), int(errors.split()[4])
+    assert step % 7 == 0 and 0 < step < told < STEPS
+    moved = killed / 'stage1' / 'checkpoints-damaged' / str(told)
+    assert f'checkpoints/{told} is damaged' in output and str(moved) in output and moved.is_dir()
 
 
 @pytest.mark.parametrize('stage', ['base', 'stage1'])
