@@ -55,7 +55,7 @@ def turn_ends(trajectory: Trajectory) -> list:
 def shared_widths(trajectory: Trajectory, forks: tuple[int, ...], multiple: int) -> tuple[int, ...] | None:
     """By turn, the most tokens that a row adds (the prompt or instruction included), rounded up to a `multiple`.
 
-    What `learner.tree_statistics` needs to know before it is compiled. None where no two rows share a turn.
+    What `tree_statistics` needs to know before it is compiled. None where no two rows share a turn.
     """
     if all(fork == 1 for fork in forks[1:]):
         return None

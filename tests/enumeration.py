@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.learner import TokenStatistics, policy_loss
+from score_jax.learner import policy_loss
+from score_jax.token_statistics import TokenStatistics
 from score_jax.trajectory import Trajectory
 
 

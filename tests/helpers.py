@@ -6,6 +6,7 @@ from jax.sharding import AxisType, Mesh
 
 from score_jax import model as lm
 from score_jax.learner import MemoryConfig
+from score_jax.trajectory import Trajectory
 
 AXES = ('data', 'fsdp', 'model')
 
@@ -69,3 +70,28 @@ def decoder_logits(params, config: lm.ModelConfig, tokens) -> np.ndarray:
         x = x + (gate / (1 + np.exp(-gate)) * (y @ p['up'])) @ p['down']
     head = params['embedding'] if c.tied else params['head']
     return norm(x, params['final_norm']) @ head.T
+
+
+def random_tree(forks, instruction=2, longest=4, given=False, prompts=(3, 5)):
+    """A trajectory of problems whose rows share turns; every response has a length of its own."""
+    rng, rows = np.random.default_rng(6), []
+
+    def grow(tokens, turn, depth):
+        if depth > len(forks):
+            rows.append((tokens, turn))
+            return
+        between = rng.integers(0, 8, instruction).tolist() if depth > 1 else []
+        for _ in range(forks[depth - 1]):
+            own = rng.integers(0, 8, rng.integers(1, longest + 1)).tolist()
+            mark = -1 if given and depth == 1 and rng.integers(2) else depth
+            grow(tokens + between + own, turn + [0] * len(between) + [mark] * len(own), depth + 1)
+
+    for prompt in prompts:
+        grow(rng.integers(0, 8, prompt).tolist(), [0] * prompt, 1)
+    width = 1 + max(len(tokens) for tokens, _ in rows)
+    pad = [(tokens + [7] * (width - len(tokens)), turn + [0] * (width - len(turn))) for tokens, turn in rows]
+    tokens, turn = (np.array(part, np.int32) for part in zip(*pad))
+    return Trajectory(
+        tokens=tokens, turn=turn, log_probs=np.zeros(tokens.shape, np.float32),
+        length=np.array([len(tokens) for tokens, _ in rows], np.int32),
+        truncated=np.zeros((len(rows), len(forks)), bool))

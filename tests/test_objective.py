@@ -11,7 +11,8 @@ import pytest
 
 from score_jax import objective as objectives
 from score_jax.errors import UserError
-from score_jax.learner import TokenStatistics, policy_loss
+from score_jax.learner import policy_loss
+from score_jax.token_statistics import TokenStatistics
 from score_jax.trajectory import Trajectory
 
 SYMBOLS = {
