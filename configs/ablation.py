@@ -15,7 +15,9 @@ _BETA1 = stage2.get_config().objective.beta1
 _ONE_STAGE = {
     'start_from': 'base', 'steps': stage1.get_config().steps + stage2.get_config().steps, 'learning_rate': 1e-3}
 PRESETS = {
-    'single_turn': _ONE_STAGE | {'objective': common.objective('single_turn', beta1=_BETA1)},
+    # It learns from first attempts alone: more of those, and of second ones no more than it takes to watch them.
+    'single_turn': _ONE_STAGE | {
+        'objective': common.objective('single_turn', beta1=_BETA1), 'group.first': 8, 'group.second': 1},
     'multi_turn': _ONE_STAGE | {'objective': common.objective('multi_turn', beta1=_BETA1)},
     'without_stage1': _ONE_STAGE,
     'without_bonus': {'objective.alpha': 0.0},

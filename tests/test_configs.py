@@ -95,7 +95,7 @@ def test_an_ablation_is_stage_2_in_a_folder_of_its_own(name):
     settings.read(ReinforceConfig, config)
     objective.read(config.objective, config.turns)
     assert config.stage == name
-    may_differ = {'stage', 'objective', 'start_from', 'steps', 'learning_rate', 'offline'}
+    may_differ = {'stage', 'objective', 'start_from', 'steps', 'learning_rate', 'group', 'offline'}
     assert {key for key in config if config[key] != stage2[key]} <= may_differ
     total = stage2.steps + (load('stage1').steps if config.start_from == 'base' else 0)
     assert config.steps == total
