@@ -1,11 +1,12 @@
 """Checkpoints on top of Orbax: atomic, written in the background, verified when read.
 
     DIRECTORY/STEP/state/   the arrays, under flat names such as `params/layers/attention/q` (Orbax, OCDBT)
-    DIRECTORY/STEP/meta/    JSON: the caller's meta, the reward, and shape, dtype and checksum of every array
+    DIRECTORY/STEP/meta/    JSON: the step, the caller's meta, the reward, and shape, dtype and checksum of every array
 
 A step is written to a temporary directory and renamed when complete, so a killed run leaves no half-written
 step. Only the first save touches the directory (creates it, clears temporary leftovers): looking at it or
-restoring from it changes nothing, and is safe beside a run that writes there.
+restoring from it changes nothing, and is safe beside a run that writes there. `resume` alone, for that run itself, moves
+what is damaged aside.
 """
 
 import hashlib
@@ -76,7 +77,7 @@ class Checkpoints:
             raise ValueError('meta must be plain JSON: no tuples, no keys other than strings, no NaN')
         reward = float(reward) if reward is not None and math.isfinite(reward) else None
         arrays, _ = _flatten(state)
-        record = {'meta': meta, 'reward': reward, 'arrays': {
+        record = {'step': step, 'meta': meta, 'reward': reward, 'arrays': {
             name: {'shape': list(x.shape), 'dtype': str(x.dtype), 'checksum': int(_checksum(x))}
             for name, x in arrays.items()}}
         record['checksum'] = _record_checksum(record)
@@ -198,6 +199,8 @@ class Checkpoints:
             raise self._damaged(step, error) from error
         if not intact:
             raise self._damaged(step, 'meta differs from its checksum')
+        if record.get('step', step) != step:  # the oldest ones do not say
+            raise self._damaged(step, f'it is that of step {record["step"]}')
         return step, record
 
     def _read_arrays(self, step: int, saved: dict[str, dict], tree_like: PyTree, *, cast: bool = False) -> PyTree:

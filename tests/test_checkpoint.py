@@ -1,6 +1,9 @@
 """Checkpoints come back to the bit, on any mesh, or not at all."""
 
+import collections
+import contextlib
 import gc
+import random
 import shutil
 import signal
 import subprocess
@@ -16,9 +19,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from score_jax.checkpoint import Checkpoints, _checksum, exists
+from score_jax.checkpoint import Checkpoints, Damaged, _checksum, exists
 from score_jax.errors import UserError
 
+DAMAGES = 200  # random ones
 ROOT = Path(__file__).resolve().parents[1]
 META = {'config': {'lr': 3e-4, 'shape': [1, 2]}, 'position': 12345678901234, 'seed': 7, 'stage': 'stage1', 'none': None}
 
@@ -194,7 +198,7 @@ def damages(content: bytes):
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::RuntimeWarning')
-def test_damage_gives_the_true_numbers_or_an_error_that_names_the_step(copy):
+def test_damage_gives_the_true_numbers_or_an_error_that_names_the_step_and_a_run_goes_on_from_the_one_before(copy):
     """Deletes, truncates and flips bits in every file of step 5."""
     truth, like, detected = make_state(5), make_state(), set()
     files = [path for path in (copy / '5').rglob('*') if path.is_file()]
@@ -208,10 +212,15 @@ def test_damage_gives_the_true_numbers_or_an_error_that_names_the_step(copy):
             try:
                 state, meta = checkpoints.restore(like)
                 assert same_bits(state, truth) and meta == {**META, 'step': 5}, path
-            except UserError as error:
+            except Damaged as error:
                 detected.add(path)
                 assert f"checkpoint {copy / '5'} is damaged" in str(error)
                 assert 'move it away, then the run goes on from step 3' in str(error) and '\n' not in str(error)
+                step, state, (warning,) = checkpoints.resume(like)
+                assert step == 3 and same_bits(state, make_state(3)) and checkpoints.steps() == [3]
+                moved = copy.with_name('copy-damaged') / '5'
+                assert f"checkpoint {copy / '5'} is damaged" in warning and f'moved to {moved}' in warning
+                moved.rename(copy / '5')
             assert damaged is None or path.read_bytes() == damaged  # nothing is repaired or removed
             path.write_bytes(content)
     assert same_bits(Checkpoints(copy).restore(like)[0], truth)
@@ -220,6 +229,110 @@ def test_damage_gives_the_true_numbers_or_an_error_that_names_the_step(copy):
     (copy / '5/meta/metadata').write_text('{}')
     with pytest.raises(UserError, match='starts anew'):
         Checkpoints(copy).restore(like)
+
+
+def harm(folder: Path, rng: random.Random) -> str:
+    """One random damage to the checkpoints in `folder`, the newest more often; says what."""
+    step = folder / ('5' if rng.random() < 0.75 else '3')
+    paths = sorted(path for path in step.rglob('*')) if step.is_dir() else []
+    files = [path for path in paths if path.is_file()]
+    if not files:
+        return 'nothing'
+    path, file, kind = rng.choice(paths), rng.choice(files), rng.randrange(9)
+    content = bytearray(file.read_bytes())
+    if kind == 0:
+        file.write_bytes(content[:rng.randrange(len(content) + 1)])
+    elif kind in (1, 2):
+        for place in rng.choices(range(len(content)), k=rng.choice((1, 1, 20))) if content else ():
+            content[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+    elif kind == 3:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif kind == 4:  # as a save or a move leaves it that is cut off half-way
+        path.rename(path.with_name(path.name + rng.choice(('.tmp', '.orbax-checkpoint-tmp'))))
+    elif kind == 5:
+        step.rename(step.with_name(rng.choice((f'{step.name}.orbax-checkpoint-tmp', f'0{step.name}', f'{step.name}~'))))
+    elif kind == 6:
+        shutil.rmtree(step)
+        rng.choice((step.mkdir, step.touch))()
+    elif kind == 7:
+        file.write_bytes(rng.choice(files).read_bytes())
+    else:  # parts of two checkpoints under one number
+        part, other = rng.choice(('state', 'meta')), folder / ('3' if step.name == '5' else '5')
+        if (other / part).is_dir() and (step / part).is_dir():
+            shutil.rmtree(step / part)
+            shutil.copytree(other / part, step / part)
+    return f'{kind} {step.name} {path.relative_to(step)} {file.relative_to(step)}'
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::RuntimeWarning')
+def test_whatever_happens_to_the_files_a_run_goes_on_from_true_numbers_or_is_refused_in_a_sentence(tmp_path):
+    def small(step: int) -> dict:
+        return {'params': {'w': jnp.arange(700.0) * step, 'b': jnp.full(3, step)}, 'step': jnp.int32(step)}
+
+    truth, like, ends = {step: small(step) for step in (3, 5)}, small(0), collections.Counter()
+    with contextlib.closing(Checkpoints(saved := tmp_path / 'saved')) as checkpoints:
+        for step, state in truth.items():
+            checkpoints.save(step, state, meta={})
+    for seed in range(DAMAGES):
+        rng, folder = random.Random(seed), tmp_path / f'{seed}'
+        shutil.copytree(saved, folder)
+        done = [harm(folder, rng) for _ in range(rng.choice((1, 1, 2, 5)))]
+        checkpoints = Checkpoints(folder)
+        try:
+            found = checkpoints.resume(like)
+        except UserError as error:
+            assert '\n' not in str(error) and str(folder) in str(error), done
+            ends['refused'] += 1
+        else:
+            step, state, warnings = found or (None, None, [])
+            assert found is None or same_bits(state, truth[step]), done
+            assert found or not checkpoints.steps(), done
+            assert len(warnings) == (5 in [int(path.name) for path in folder.parent.glob(f'{seed}-damaged/5')]), done
+            assert max(checkpoints.steps(), default=None) == step, done
+            ends[step] += 1
+        shutil.rmtree(folder)
+    gc.collect()
+    assert ends[5] and ends[3] and ends['refused'] and sum(ends.values()) == DAMAGES
+
+
+def test_the_next_save_takes_the_number_of_a_damaged_one_and_what_is_moved_aside_is_kept(copy):
+    for time in range(2):
+        (copy / '5/meta/metadata').write_text('{}')
+        checkpoints = Checkpoints(copy)
+        assert checkpoints.resume(make_state())[0] == 3
+        checkpoints.save(5, make_state(5), meta={})
+        checkpoints.close()
+        assert same_bits(Checkpoints(copy).resume(make_state())[1], make_state(5))
+    assert sorted(path.name for path in copy.with_name('copy-damaged').iterdir()) == ['5', '5-1']
+
+
+FULL = """
+import resource, sys
+sys.path[:0] = [{root!r}]
+import jax.numpy as jnp
+from score_jax.checkpoint import Checkpoints
+from score_jax.errors import UserError
+checkpoints, state = Checkpoints({directory!r}), {{'params': {{'w': jnp.arange(300_000)}}}}
+checkpoints.save(1, state, meta={{}})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    checkpoints.save(2, state, meta={{}})
+    checkpoints.close()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_what_cannot_be_written_is_told_in_one_sentence_and_leaves_what_is_there(tmp_path):
+    """A file may not grow beyond a limit, as on a full disk."""
+    program = FULL.format(root=str(ROOT), directory=str(tmp_path / 'stage'))
+    run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)
+    assert f"no checkpoint could be written to {tmp_path / 'stage'} (File too large): make room" in run.stdout
+    assert len(run.stdout.splitlines()) == 1
+    checkpoints = Checkpoints(tmp_path / 'stage')
+    assert checkpoints.resume({'params': {'w': jnp.zeros(300_000, jnp.int32)}})[0] == 1
 
 
 def test_readable_arrays_of_another_step_are_found_by_their_checksums(copy):

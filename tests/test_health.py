@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
 from configs import base
-from score_jax import health, settings
+from score_jax import health, optimizer, settings
 from score_jax.baselines.supervised import SupervisedConfig
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
@@ -42,7 +43,7 @@ class Counting(Stage):
 
     def start(self):
         return jax.tree.map(
-            lambda x: jax.device_put(jax.numpy.zeros(x.shape, x.dtype), x.sharding), self.learner.abstract_params())
+            lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), self.learner.abstract_params())
 
     def step(self, state, step):
         changes = self.at.get(step + 1, lambda: None)() or {}
@@ -124,6 +125,19 @@ def test_a_stage_that_learns_nothing_any_more_stops_with_its_state_saved(tmp_pat
     stage = Counting(tmp_path, **few)
     stage.run()
     stage.check_whole()
+
+
+@pytest.mark.parametrize('loss, norm', [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_an_update_whose_loss_or_gradient_is_not_finite_is_skipped(loss, norm):
+    config = optimizer.OptimizerConfig(
+        steps=2, learning_rate=0.1, schedule='constant', warmup_steps=0, adam_b1=0.9, adam_b2=0.99, adam_eps=1e-8,
+        clip_norm=1.0)
+    params = {'w': jnp.ones(3)}
+    state = optimizer.TrainState(jnp.int32(0), params, config.build().init(params), jnp.float32(1))
+    for value, size, skipped in ((loss, norm, True), (1.0, 1.0, False)):
+        after, metrics = optimizer.apply(state, config, {'w': jnp.full(3, size)}, {'loss': jnp.float32(value)})
+        assert metrics['skipped'] == skipped and int(after.step) == 1 - skipped
+        assert bool((after.params['w'] == params['w']).all()) == skipped
 
 
 def test_steps_without_a_verdict_are_told_from_those_that_are_not_finite():
