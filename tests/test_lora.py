@@ -163,6 +163,16 @@ def test_a_stage_is_read_tried_and_exported_as_it_was_trained(workdir, tmp_path)
     assert np.abs(adapted - merged).max() < 1e-5 * np.abs(adapted).max()
 
 
+def test_adapters_that_are_gone_on_with_end_as_those_that_were_left_alone(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'again')
+    shutil.rmtree(tmp_path / 'again' / 'stage2' / 'checkpoints' / '2')
+    run(config_of('stage2'), tmp_path / 'again')
+    like = Reinforce(config_of('stage2'), workdir).learner.abstract_state()
+    whole, again = (latest(path, 'stage2').restore(like, step=2)[0] for path in (workdir, tmp_path / 'again'))
+    for a, b in zip(*map(jax.tree.leaves, (whole, again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_adapters_without_their_base_are_refused(workdir, tmp_path):
     shutil.copytree(workdir / 'stage1', tmp_path / 'stage1')
     with pytest.raises(UserError, match="stage1 holds adapters to 'base', without which they are nothing.*first run"):
