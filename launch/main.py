@@ -74,8 +74,8 @@ def main(argv):
         from score_jax import keys
         keys.show(_CONFIG.value, Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]))
         return
-    from score_jax.run import run  # after the flags are read, so that a mistake in them answers at once
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(health.RESTART))  # where no step waits to be finished and saved
+    from score_jax.run import run  # after the flags are read, so that a mistake in them answers at once
     try:
         run(_CONFIG.value, Path(_WORKDIR.value))
     except UserError as error:

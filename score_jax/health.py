@@ -48,9 +48,9 @@ class Interrupted(Exception):
 class StopSignals:
     """Where it is entered, a first SIGTERM or SIGINT is noted in `received`, and a second ends the process at once.
 
-    A thread hears them, through a pipe that the interpreter's own handler writes to: the main thread may be inside a
-    compilation for minutes, and until it comes back Python calls no handler. Off the main thread, where no handler can
-    be set, signals do what they did before.
+    A thread hears them too, through a pipe that the interpreter's own handler writes to: the main thread may be inside
+    a compilation for minutes, and until it comes back Python calls no handler. Off the main thread, where no handler
+    can be set, signals do what they did before; so does, in the end, one that came too late to be acted on.
     """
 
     def __init__(self, stage: str):
@@ -63,24 +63,32 @@ class StopSignals:
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._before_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, lambda *_: None) for number in _STOP}
+            self._before = {number: signal.signal(number, self._note) for number in _STOP}
             threading.Thread(target=self._hear, args=(reader,), name='signals', daemon=True).start()
         return self
 
-    def __exit__(self, *exc) -> None:
-        if self._before:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(self._before_wakeup)
-            os.close(self._writer)
+    def __exit__(self, kind, *exc) -> None:
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before_wakeup)
+        os.close(self._writer)
+        if self.received and kind is None:
+            signal.raise_signal(self.received)
+
+    def _note(self, number: int, _=None) -> None:
+        self.received = self.received or signal.Signals(number)
 
     def _hear(self, reader: int) -> None:
+        second = False
         while heard := os.read(reader, 1):
             if heard[0] not in _STOP:
                 continue
-            if self.received:
+            if second:
                 os._exit(128 + heard[0])
-            self.received = signal.Signals(heard[0])
+            second = True
+            self._note(heard[0])
             progress.say(f'{self._stage}: {self.received.name}: finishes this step and saves; another ends at once')
         os.close(reader)
 

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from score_jax import health, optimizer, settings
 from score_jax.baselines.supervised import SupervisedConfig
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
-from score_jax.run import run_stage
+from score_jax.run import run, run_stage
 from score_jax.train import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +95,12 @@ def test_a_signal_before_the_first_step_stops_there(tmp_path):
     with pytest.raises(health.Interrupted, match='before step 1'):
         stage.run()
     assert stage.saved == []
+
+
+def test_a_signal_that_comes_too_late_for_a_stage_is_not_lost():
+    with pytest.raises(KeyboardInterrupt), health.StopSignals('a stage') as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGINT
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -190,6 +197,25 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_run_goes_on(what, tmp_pat
     stage = Counting(tmp_path)
     stage.run()
     stage.check_whole()
+
+
+def test_a_workdir_that_is_gone_ends_in_one_sentence(tmp_path):
+    stage = Counting(tmp_path, {6: lambda: shutil.rmtree(tmp_path / 'base')})
+    with pytest.raises(UserError) as error:
+        run_stage(stage)
+    assert str(tmp_path / 'base') in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=f'{tmp_path / "w"} cannot be written: {tmp_path} is not yours'):
+        run(base.get_config(), tmp_path / 'w')
+
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='needs /proc, where nobody can make a folder')
+def test_a_folder_that_cannot_be_made_ends_in_one_sentence():
+    with pytest.raises(UserError, match='base: .*/proc/nowhere.*; once that is mended, the same command goes on'):
+        run_stage(Counting(Path('/proc/nowhere')))
 
 
 def test_a_change_of_config_is_refused_with_the_difference_unless_it_is_allowed_by_name(tmp_path, capsys):

@@ -117,6 +117,21 @@ def test_a_worker_that_dies_without_a_cause_gives_its_job_a_second_try(pool, tmp
     assert one(pool, do='echo', text='next').read == 'next'
 
 
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(tmp_path, monkeypatch):
+    (tmp_path / 'killed_once.py').write_text(f"""
+import os, signal
+from test_pool import job_function
+try:
+    os.mkdir({str(tmp_path / 'tried')!r})
+    os.kill(os.getpid(), signal.SIGKILL)
+except FileExistsError:
+    pass
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Pool('killed_once:job_function', workers=1, limits=LIMITS) as pool:
+        assert one(pool, do='echo', text='here').read == 'here'
+
+
 def test_a_job_that_the_function_refuses_is_told_and_costs_no_worker(capfd):
     with Pool('test_pool:job_function', workers=1, limits=LIMITS) as pool:
         before, refused, after = pool.map([{'do': 'pid'}, {'do': 'refuse'}, {'do': 'pid'}])

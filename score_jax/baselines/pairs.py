@@ -143,10 +143,12 @@ class Pairs(Stage):
         lines: list[dict] = []
         path = self.directory.path / f'pairs-{iteration}.npz'
         if within == 0:
+            self.watch.enter('sampling')
             rows, found, lines = self._make(state.params, iteration)
             write(path, rows)
             if iteration:
                 state = self.learner.new_state(self.start())
+            self.watch.enter('the update')
         if self._rows is None or within == 0:
             self._rows = read(path, self.config.rollout.chunk, self.task.tokenizer.pad_token)
         chosen = drawn(len(self._rows[0]), self.config.batch, within, (self.seed, iteration))

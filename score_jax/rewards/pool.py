@@ -106,11 +106,13 @@ class _Worker:
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
         self._has_started = False
+        self._failed_starts = 0
 
     def apply(self, message: bytes) -> Verdict | None:
         """The verdict on one job; None if the worker died and nothing says that the job is to blame."""
         if self._process is None and not self._start():
-            if self._has_started:
+            self._failed_starts += 1
+            if self._has_started or self._failed_starts < _TRIES:  # it may have been killed
                 return None
             raise UserError(f'the worker for {self._function} does not start; its own message stands above')
         start = time.monotonic()
