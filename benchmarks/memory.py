@@ -37,7 +37,8 @@ ROWS = {
 
 
 def work(
-    vocab=256_000, length=2048, rows=8, forks=(2, 1), dtype='bfloat16', lora=None, on_host=False, **memory) -> plan.Work:
+    vocab=256_000, length=2048, rows=8, forks=(2, 1), dtype='bfloat16', lora=None, on_host=False,
+    **memory) -> plan.Work:
     """A step of `rows` rows of `length` tokens."""
     config = model.ModelConfig(
         vocab_size=vocab, width=2304, layers=26, heads=8, kv_heads=4, head_dim=256, mlp=9216, tied=True, rope_base=1e4,

@@ -44,8 +44,9 @@ def metrics(stage: str, quality: float) -> list[dict]:
         rows.append({'stage': stage, 'step': step, 'steps': STEPS.value, 't1': t1, 't2': t1 + i_to_c - c_to_i,
                      'delta': i_to_c - c_to_i, 'i_to_c': i_to_c, 'c_to_i': c_to_i, 'changed': 0.3 + 0.4 * delta,
                      'kl_turn1': 0.3 * done, 'kl_turn2': 2 * done, 'entropy_turn1': 0.3,
-                     'entropy_turn2': 0.2 - 0.1 * done, 'length_turn1': 120 - 20 * done, 'length_turn2': 130 + 10 * done,
-                     'truncated_turn1': 0.01, 'truncated_turn2': 0.02, 'loss': float(random_state.normal()), 'grad_norm': 1.0, 'reward': t1,
+                     'entropy_turn2': 0.2 - 0.1 * done, 'length_turn1': 120 - 20 * done,
+                     'length_turn2': 130 + 10 * done, 'truncated_turn1': 0.01, 'truncated_turn2': 0.02,
+                     'loss': float(random_state.normal()), 'grad_norm': 1.0, 'reward': t1,
                      'learning_rate': 1e-4 * (1 - done), 'steps_per_second': 2.5, 'seconds_sample': 0.2,
                      'seconds_grade': 0.02, 'seconds_update': 0.18, 'log_prob_gap': 1e-6})
     return rows

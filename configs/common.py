@@ -94,7 +94,7 @@ def training(stage: str) -> ConfigDict:
     ))
     config.log_every = 25  # steps between two lines on the terminal
     config.save_every = 50  # steps between two checkpoints
-    config.keep = 2  # latest checkpoints kept, and the best by reward; the older ones are for when the newest is damaged
+    config.keep = 2  # latest checkpoints kept, and the best by reward; older ones are for when the newest is damaged
     config.health = ConfigDict(dict(
         skipped=20,  # updates skipped in a row (no finite loss or gradient, no verdict) after which the stage stops
         stuck_seconds=600.0,  # a part of a step that takes longer is named on the terminal, and as `slow` in metrics

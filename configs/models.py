@@ -1,4 +1,4 @@
-"""Presets for open models: `--config=configs/stage1.py:NAME --config.pretrained=DIRECTORY`; stage2.py and evaluate.py too.
+"""Presets for open models: `--config=configs/stage1.py:NAME --config.pretrained=DIRECTORY`; stage2.py, evaluate.py too.
 
 The directory is that of a Hugging Face model tuned to chat; for one that was not, add `--config.chat=''`. What the
 paper gives is the paper's (optimiser, learning rate, steps, batch, alpha, beta1, beta2, temperature): of its steps each

@@ -1,7 +1,7 @@
 """The paper's methods and ablations on Countdown, over several seeds: its tables 2 and 4 in miniature.
 
-`python launch/main.py --config=configs/study.py --workdir=runs/study` takes some hours on two cores. What is done is kept,
-so it may be interrupted, and two processes may share a workdir with different `--config.seeds`.
+`python launch/main.py --config=configs/study.py --workdir=runs/study` takes some hours on two cores. What is done is
+kept, so it may be interrupted, and two processes may share a workdir with different `--config.seeds`.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,8 @@ _LOOK_AGAIN = '\n\nGo through the solution above once more. It may be right, or 
 _MATHS = dict(
     data_dir='',  # folder that has the files of the data set; '' downloads them
     prompt=(  # what turn 1 is asked; {problem} is where the problem goes
-        'Solve the problem step by step. Write the result into \\boxed{} at the end.\n\nProblem: {problem}\n\nSolution:'),
+        'Solve the problem step by step. Write the result into \\boxed{} at the end.\n\n'
+        'Problem: {problem}\n\nSolution:'),
     instruction=(  # what stands between two attempts; it must not reveal the verdict
         f'{_LOOK_AGAIN}Write the whole solution anew, with the result in \\boxed at the end.\n\nSolution:'),
     form='boxed',  # where a response gives its answer: 'boxed', 'final_answer', '####' or 'any' of them
@@ -53,15 +54,15 @@ _EVALUATE = {'methods': ('stage1', 'stage2'), 'problems': 20, 'batch': 10, 'samp
 # What Self-Refine asks for where a model reads words: feedback, and then a refined answer.
 _REFINE_MATHS = {
     'self_refine.feedback': (
-        '\n\nRead the solution above as a strict teacher would. Go through it step by step and say what is right, what is '
-        'wrong and what is missing; leave solving the problem anew for later.\n\nFeedback:'),
+        '\n\nRead the solution above as a strict teacher would. Go through it step by step and say what is right, what '
+        'is wrong and what is missing; leave solving the problem anew for later.\n\nFeedback:'),
     'self_refine.refine': (
-        '\n\nNow solve the problem again, and heed the feedback. Write the whole solution, with the result in \\boxed at '
-        'the end.\n\nSolution:')}
+        '\n\nNow solve the problem again, and heed the feedback. Write the whole solution, with the result in \\boxed '
+        'at the end.\n\nSolution:')}
 _REFINE_CODE = {
     'self_refine.feedback': (
-        '\n\nReview the program above. Say what it does wrong, and for which inputs, or that it is right; leave writing '
-        'another program for later.\n\nReview:'),
+        '\n\nReview the program above. Say what it does wrong, and for which inputs, or that it is right; leave '
+        'writing another program for later.\n\nReview:'),
     'self_refine.refine': (
         '\n\nNow write the whole program again, and heed the review. Put it between ```python and ```.\n\n')}
 _SHORT = {'max_prompt': 512}

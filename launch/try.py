@@ -18,7 +18,8 @@ from score_jax.errors import UserError
 from score_jax.jsonl import plain
 
 WORKDIR = flags.DEFINE_string(
-    'workdir', 'runs/score', 'What launch/main.py or launch/convert.py wrote, or the directory of a Hugging Face model.')
+    'workdir', 'runs/score',
+    'What launch/main.py or launch/convert.py wrote, or the directory of a Hugging Face model.')
 STAGE = flags.DEFINE_string('stage', None, 'The stage whose checkpoint is tried; by default the one saved last.')
 STEP = flags.DEFINE_integer('step', None, 'The step of its checkpoint; by default the latest.', lower_bound=0)
 TEMPERATURE = flags.DEFINE_float('temperature', None, '0 is greedy; by default that of training.', lower_bound=0)

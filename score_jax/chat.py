@@ -166,7 +166,8 @@ def chat(tokenizer: SentencePiece | HuggingFace, name: str, directory: Path) -> 
     made = Chat(tokenizer, name, system)
     if tokenizer.parse(one) != made.prompt(question):
         raise UserError(
-            f'{file} gives other tokens than config.chat = {name!r} for the same text; set config.tokenizer to its own.')
+            f'{file} gives other tokens than config.chat = {name!r} for the same text; set config.tokenizer to its '
+            'own.')
     between = form.end + form.after + asked.replace('{text}', again)
     for answer in ('It is  5.', '<think>\nTwo, three.\n</think>\n\nIt is 5.'):
         ours, theirs = one + answer + between, rendered(question, answer, again)

@@ -236,7 +236,8 @@ class Conversation:
         """
         policy, task = self._policy, self._policy.task
         if self.attempts:
-            self._tokens += rollout.closing(policy.sampling.close_token, self._tokens[-1]) + tasks.instruction_tokens(task)
+            closing = rollout.closing(policy.sampling.close_token, self._tokens[-1])
+            self._tokens += closing + tasks.instruction_tokens(task)
         self.attempts += 1
         stream, grader = TextStream(task.tokenizer.decode), grading.Grader(task, [self._problem])
         trajectory = rollout.sample(

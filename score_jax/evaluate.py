@@ -84,13 +84,16 @@ class EvaluateConfig:
         if min(self.temperatures) < 0:
             raise UserError(f'config.temperatures is {self.temperatures}; each must be 0 (greedy) or positive.')
         if self.attempts.turns == 1:
-            raise UserError('config.attempts.turns is 1; several attempts in a row are at least 2, and 0 is none at all.')
+            raise UserError(
+                'config.attempts.turns is 1; several attempts in a row are at least 2, and 0 is none at all.')
         if self.scaling.samples and self.scaling.samples < self.turns:
             raise UserError(
-                f'config.scaling.samples is {self.scaling.samples}; it must be at least config.turns = {self.turns}, or 0.')
+                f'config.scaling.samples is {self.scaling.samples}; it must be at least config.turns = '
+                f'{self.turns}, or 0.')
         if self.scaling.temperature <= 0:
             raise UserError(
-                f'config.scaling.temperature is {self.scaling.temperature}; it must be positive, or all samples are alike.')
+                f'config.scaling.temperature is {self.scaling.temperature}; it must be positive, or all samples are '
+                'alike.')
 
 
 class Evaluation:
@@ -244,7 +247,8 @@ def _shown(row: dict) -> str:
     """The main figures of a row, in percent."""
     if 'vote' in row:
         best = row['vote'][-1]
-        return f'a vote of {best["budget"]}: side by side {100 * best["parallel"]:.1f}  in a row {100 * best["sequential"]:.1f}'
+        return (f'a vote of {best["budget"]}: side by side {100 * best["parallel"]:.1f}  '
+                f'in a row {100 * best["sequential"]:.1f}')
     return f'{progress.turns(row)}  delta {100 * row["delta"]:+.1f}'
 
 

@@ -58,8 +58,8 @@ def _grade(task: Task, problems: Sequence, turn: int, trajectory: Trajectory, gr
 class Grader:
     """Grades the turns of one rollout on a thread while the next turn is sampled.
 
-    Pass `grader.on_turn` to `rollout.sample`, then read `grader.attempts()`. Responses of the turns in `ungraded` are no
-    answers, and the verdict on them is that there is none.
+    Pass `grader.on_turn` to `rollout.sample`, then read `grader.attempts()`. Responses of the turns in `ungraded` are
+    no answers, and the verdict on them is that there is none.
     """
 
     _executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix='grading')
@@ -108,10 +108,12 @@ def summary(attempts: list[list[Attempt]]) -> dict:
     outcomes = [collections.Counter(attempt.verdict.outcome for attempt in turn) for turn in turns]
     names = [f'turn{t + 1}' for t in range(len(turns))]
     line: dict = {'outcomes': {
-        name: {str(outcome): count for outcome, count in sorted(counts.items())} for name, counts in zip(names, outcomes)}}
+        name: {str(outcome): count for outcome, count in sorted(counts.items())}
+        for name, counts in zip(names, outcomes)}}
     for name, turn, counts in zip(names, turns, outcomes):
         line[f'no_answer_{name}'] = counts[Outcome.NO_ANSWER] / len(turn)
-    timed = [(a.verdict.seconds, name, a) for name, turn in zip(names, turns) for a in turn if a.verdict.seconds is not None]
+    timed = [
+        (a.verdict.seconds, name, a) for name, turn in zip(names, turns) for a in turn if a.verdict.seconds is not None]
     if timed:
         line['grading_seconds'] = {name: _histogram([s for s, of, _ in timed if of == name]) for name in names}
         slowest = sorted(timed, key=lambda entry: -entry[0])[:10]

@@ -151,7 +151,8 @@ def _load(files: _Files, group: list[Tensor], like: jax.ShapeDtypeStruct, mesh, 
     def piece(tensor: Tensor) -> jax.Array:
         host = tensor.from_file(files.read(tensor.name))
         return jax.make_array_from_callback(
-            tensor.ours, named_sharding(mesh, tensor.axes, tensor.ours), lambda index: np.ascontiguousarray(host[index]))
+            tensor.ours, named_sharding(mesh, tensor.axes, tensor.ours),
+            lambda index: np.ascontiguousarray(host[index]))
 
     if len(like.shape) == len(group[0].ours):
         return piece(group[0]).astype(dtype)

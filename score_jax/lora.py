@@ -1,8 +1,8 @@
 """LoRA: thin products beside frozen ones; the base serves policy and reference from the same arrays.
 
 A product with activations `x W` becomes `x W + scale * (x A) B`, with `W [in, out]` frozen, `A [in, r]`, `B [r, out]`
-trained and `scale = alpha / r` (Hu et al. 2021, arXiv 2106.09685, section 4.1). B starts at 0, so that the policy is the
-base at first. No merged weight is ever formed in training: `A` and `B` have products of their own.
+trained and `scale = alpha / r` (Hu et al. 2021, arXiv 2106.09685, section 4.1). B starts at 0, so that the policy is
+the base at first. No merged weight is ever formed in training: `A` and `B` have products of their own.
 
 Adapters are a pytree like the parameters that they belong to, `{'layers': {'query': {'a': [L, D, r], ...}}}`; the empty
 one, `{}`, is the base itself.

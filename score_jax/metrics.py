@@ -110,7 +110,7 @@ def share_interval(p: float, n: float) -> tuple[float, float]:
 
 
 def paired_interval(total: float, squares: float, n: int) -> tuple[float, float]:
-    """Interval of the mean change over n problems, from the sum of their changes (each from -1 to 1) and of its squares.
+    """Interval of the mean change over n problems, from the sums of the changes (each in [-1, 1]) and of their squares.
 
     With one sample a problem that is what was gained less what was lost, and what changed. Wald's paired interval with
     one problem added that gained and one that lost (Bonett and Price, 2012), which keeps its coverage, and a width

@@ -34,7 +34,7 @@ def change_interval(before: np.ndarray, after: np.ndarray, confidence: float) ->
 
 
 def failing_first(t1: np.ndarray, delta: np.ndarray, looks: int) -> bool:
-    """Whether t1 `[N]` lies below its start by more than its interval while delta `[N]` has grown by more than its own."""
+    """Whether t1 `[N]` fell below its start by more than its interval while delta `[N]` grew by more than its own."""
     confidence = 1 - (1 - CONFIDENCE) / looks
     _, fell = change_interval(t1[:WINDOW], t1[-WINDOW:], confidence)
     grew, _ = change_interval(delta[:WINDOW], delta[-WINDOW:], confidence)

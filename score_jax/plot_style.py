@@ -74,8 +74,8 @@ _SANS = ('DejaVu Sans',)
 LIGHT_PAGE = Look(colours=LIGHT, families=_SANS, size=9, width=4.3, format='png')
 DARK_PAGE = Look(colours=DARK, families=_SANS, size=9, width=4.3, format='png')
 PAPER = Look(
-    colours=LIGHT | dict(ink='#000000', muted='#444444', grid='#e2e2e2'), families=('STIXGeneral', 'DejaVu Sans'), size=8,
-    width=3.25, format='pdf')
+    colours=LIGHT | dict(ink='#000000', muted='#444444', grid='#e2e2e2'), families=('STIXGeneral', 'DejaVu Sans'),
+    size=8, width=3.25, format='pdf')
 
 
 def panels(look: Look, count: int, *, columns: int = 2, height: float = 1.35, **shared) -> tuple[Figure, list[Axes]]:

@@ -329,27 +329,27 @@ def _vote(measured: Measured, look: Look) -> Figure | None:
 CHARTS = (
     Chart(name='evaluation', title='All attempts of every method', draw=_evaluation, caption=(
         'Circle: first attempt; diamond: second; then others; bars: 95 % intervals. A later mark to the right of its '
-        'circle is self-correction. Training should move all of them to the right of the base: a circle that moves left '
-        'while the others stay is a gain bought by failing first.')),
+        'circle is self-correction. Training should move all of them to the right of the base: a circle that moves '
+        'left while the others stay is a gain bought by failing first.')),
     Chart(name='outcomes', title='What became of the first answers', draw=_transitions, caption=(
         'Delta is i → c less c → i: what was repaired less what was broken. Good correction has a small c → i.')),
     Chart(name='edit_distance', title='How far the last response is from the first', draw=_edit_distance, caption=(
-        'Characters taken out and put in, over the characters of both; copies stand on the left. Colours are what became '
-        'of the answer. All mass on the left is the collapse into copying; repairs far on the right are new attempts, near '
-        'the left mended ones.')),
+        'Characters taken out and put in, over the characters of both; copies stand on the left. Colours are what '
+        'became of the answer. All mass on the left is the collapse into copying; repairs far on the right are new '
+        'attempts, near the left mended ones.')),
     Chart(name='difficulty', title='By difficulty', draw=_difficulty, caption=(
-        'First and last attempt within groups of problems. Where the task names levels they are those; Countdown groups its '
-        'problems by how many different chains solve them.')),
+        'First and last attempt within groups of problems. Where the task names levels they are those; Countdown '
+        'groups its problems by how many different chains solve them.')),
     Chart(name='unanswered', title='Cut off or without an answer', draw=_unanswered, caption=(
-        'Both count as wrong. Many responses that are cut off call for a higher limit, many without an answer for a prompt '
-        'that asks for the form that is read.')),
+        'Both count as wrong. Many responses that are cut off call for a higher limit, many without an answer for a '
+        'prompt that asks for the form that is read.')),
     Chart(name='attempts', title='Many attempts in a row', draw=_attempts, caption=(
         'Each attempt sees all before it. Beyond the number of turns that a model was trained on, it shows whether '
         'correction goes on, stands still or falls apart.')),
     Chart(name='pass_at_k', title='One right among k first attempts', draw=_pass_at_k, caption=(
-        'The unbiased estimate from all samples. Where training only makes likely what the base could do already, the lines '
-        'meet at large k.')),
+        'The unbiased estimate from all samples. Where training only makes likely what the base could do already, the '
+        'lines meet at large k.')),
     Chart(name='vote', title='Side by side, or in a row', draw=_vote, caption=(
-        'Majority votes that cost the same number of responses: of first attempts, or of the last attempts of as many rows '
-        'as that pays for. A tie counts as the mean of what is tied.')),
+        'Majority votes that cost the same number of responses: of first attempts, or of the last attempts of as many '
+        'rows as that pays for. A tie counts as the mean of what is tied.')),
 )

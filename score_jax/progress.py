@@ -212,8 +212,8 @@ def turns(row: Mapping[str, float]) -> str:
 
 def results_table(rows: list[dict]) -> None:
     """The final table: a row for each method and temperature, percent with 95 % intervals."""
-    table = Table(title=f'{rows[0]["n"]} problems never seen in training; percent, 95 % intervals', title_justify='left',
-                  show_lines=True)
+    table = Table(title=f'{rows[0]["n"]} problems never seen in training; percent, 95 % intervals',
+                  title_justify='left', show_lines=True)
     table.add_column('T')
     table.add_column('method')
     names = max((_turn_names(row) for row in rows), key=len)  # not every method has as many

@@ -47,7 +47,8 @@ def write(workdir: Path) -> Path:
     light, dark, paper = (_draw(measured, curves, look) for look in (LIGHT_PAGE, DARK_PAGE, PAPER))
     said = findings(results, curves)
     if results:
-        said += report_measures.sequential_finding(measured.scaling, last_method([str(row['method']) for row in results]))
+        last = last_method([str(row['method']) for row in results])
+        said += report_measures.sequential_finding(measured.scaling, last)
     html = report_html.page(
         name=workdir.resolve().name, findings=said, results=results, progress=progress(curves), figures=light,
         dark_figures=dark, measures=report_measures.section(measured, light, dark), transcripts=transcripts,
@@ -186,12 +187,12 @@ def findings(results: list[dict], curves: dict[str, dict[str, np.ndarray]]) -> l
             said.append(('bad', f'{100 * truncated:.0f} % of the responses were cut off at the end of {stage}; they '
                                 'count as wrong. Raise the token limit.'))
         if no_answer > 0.1:
-            said.append(('bad', f'In {100 * no_answer:.0f} % of the responses at the end of {stage} the verifier found no '
-                                'answer. Check that the prompt asks for the form that is read.'))
+            said.append(('bad', f'In {100 * no_answer:.0f} % of the responses at the end of {stage} the verifier found '
+                                'no answer. Check that the prompt asks for the form that is read.'))
         dropped = float(np.nansum(columns.get('dropped', np.zeros(1))))
         if dropped:
-            said.append(('bad', f'In {stage} {dropped:,.0f} rollouts were dropped since their grader failed; the outcomes '
-                                'in its metrics.jsonl say when.'))
+            said.append(('bad', f'In {stage} {dropped:,.0f} rollouts were dropped since their grader failed; the '
+                                'outcomes in its metrics.jsonl say when.'))
     return said
 
 
@@ -200,7 +201,8 @@ def _findings_evaluation(results: list[dict]) -> list[tuple[str, str]]:
     row = next(row for row in results if str(row['method']) == last)
     rows = [other for other in results if number(other, 'temperature') == number(row, 'temperature')]
     end = (plot_style.turn_keys([row]) or ['t2'])[-1]
-    t1, last_turn, delta, low, high = (100 * number(row, key) for key in ('t1', end, 'delta', 'delta_low', 'delta_high'))
+    t1, last_turn, delta, low, high = (
+        100 * number(row, key) for key in ('t1', end, 'delta', 'delta_low', 'delta_high'))
     if not math.isfinite(t1 + last_turn + delta):
         return []
     attempt = 'second' if end == 't2' else 'last'
@@ -211,8 +213,9 @@ def _findings_evaluation(results: list[dict]) -> list[tuple[str, str]]:
         tone, verdict = 'good', f'the {attempt} attempt is better'
     elif high < 0:
         tone, verdict = 'bad', f'the {attempt} attempt is worse'
-    said = [(tone, f'{plot_style.row_label(row, rows)} ({plot_style.temperature_label(row)}): {t1:.1f} % right at the first '
-                   f'attempt, {last_turn:.1f} % at the {attempt}; delta {report_html.signed(delta)} points: {verdict}.')]
+    said = [(tone, f'{plot_style.row_label(row, rows)} ({plot_style.temperature_label(row)}): {t1:.1f} % right at the '
+                   f'first attempt, {last_turn:.1f} % at the {attempt}; delta {report_html.signed(delta)} points: '
+                   f'{verdict}.')]
     bases = [other for other in rows if other['method'] == 'base' and other is not row]
     base = min(bases, key=lambda other: other.get('seed') != row.get('seed'), default={})  # of the same seed if any is
     before = 100 * number(base, 't1')
@@ -234,8 +237,10 @@ def _findings_training(curves: dict[str, dict[str, np.ndarray]]) -> list[tuple[s
     accuracy = [100 * _end(columns, f't{turn}') for turn in range(1, 1 + max(len(_turns(columns)), 2))]
     if not math.isfinite(sum(accuracy)):
         return []
-    return [('plain', f"No evaluation yet. Over the last tenth of {stages[-1]}'s training: {accuracy[0]:.1f} % right at the "
-                      f'first attempt, {accuracy[-1]:.1f} % at the {"second" if len(accuracy) == 2 else "last"}.')] + _finding_changed(_end(columns, 'changed'))
+    said = [('plain', f"No evaluation yet. Over the last tenth of {stages[-1]}'s training: {accuracy[0]:.1f} % right "
+                      f'at the first attempt, {accuracy[-1]:.1f} % at the '
+                      f'{"second" if len(accuracy) == 2 else "last"}.')]
+    return said + _finding_changed(_end(columns, 'changed'))
 
 
 def _finding_changed(changed: float) -> list[tuple[str, str]]:

@@ -133,13 +133,14 @@ def _results(results: list[dict]) -> str:
             for kind, figures in by.items() if isinstance(by, dict) else ():
                 if isinstance(figures, dict):
                     named = [(name, group) for name, group in figures.items() if isinstance(group, dict)]
-                    parts.append(f'<details><summary>{text(label)} by {text(kind)}</summary>{_table(kind, named)}</details>')
+                    parts.append(
+                        f'<details><summary>{text(label)} by {text(kind)}</summary>{_table(kind, named)}</details>')
     return ''.join(parts) + (
-        '<p class="caption">In percent, with the 95 % interval below. accuracy@tN: right at attempt N. delta: the last less '
-        'the first, in points; above zero is self-correction, and an interval that leaves out zero makes it credible, as '
-        'does a small p (McNemar’s test). i→c: wrong first, right in the end; c→i: right first, wrong in the end; '
-        'both of all problems, so delta = i→c − c→i. changed: the last answer differs from the first; near zero is '
-        'copying.</p>')
+        '<p class="caption">In percent, with the 95 % interval below. accuracy@tN: right at attempt N. delta: the last '
+        'less the first, in points; above zero is self-correction, and an interval that leaves out zero makes it '
+        'credible, as does a small p (McNemar’s test). i→c: wrong first, right in the end; c→i: right first, wrong in '
+        'the end; both of all problems, so delta = i→c − c→i. changed: the last answer differs from the first; near '
+        'zero is copying.</p>')
 
 
 def columns_of(rows: list[dict]) -> tuple[tuple[str, str, bool], ...]:

@@ -13,8 +13,8 @@ Column = tuple[str, str, bool]  # key of a row, heading, whether it is a signed 
 
 def section(measured: Measured, figures: dict[str, bytes], dark_figures: dict[str, bytes]) -> str:
     """HTML of all charts but that of the results, which stands beside their table."""
-    tables = {'edit_distance': _edit_distance, 'unanswered': _unanswered, 'attempts': _attempts, 'pass_at_k': _pass_at_k,
-              'vote': _vote}
+    tables = {'edit_distance': _edit_distance, 'unanswered': _unanswered, 'attempts': _attempts,
+              'pass_at_k': _pass_at_k, 'vote': _vote}
     shown = [chart for chart in CHARTS if chart.name in figures and chart.name != 'evaluation']
     if not shown:
         return '<p class="empty">Nothing measured yet: there is no readable results.json.</p>'

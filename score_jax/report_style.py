@@ -15,7 +15,8 @@ STYLE = f"""
 """ + """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 66rem; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial,
+    sans-serif; }
 h1 { margin: 0; font-size: 2rem; line-height: 1.2; letter-spacing: -.015em; overflow-wrap: anywhere; }
 h2 { margin: 3.25rem 0 1rem; font-size: 1.4rem; letter-spacing: -.01em; }
 h3 { margin: 1.5rem 0 .5rem; font-size: 1rem; }
@@ -48,7 +49,8 @@ figure h3 { margin: 0 0 .5rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .6rem; }
 figure details { border: 0; } figure summary { padding: .3rem 0; font-size: .875rem; }
-.wide { overflow-x: auto; } .wide tr > :first-child { white-space: nowrap; } figure table { font-size: .85rem; } figure th, figure td { padding: .35rem .6rem; }
+.wide { overflow-x: auto; } .wide tr > :first-child { white-space: nowrap; }
+figure table { font-size: .85rem; } figure th, figure td { padding: .35rem .6rem; }
 #results figure { margin-top: 1.5rem; display: grid; grid-template-columns: minmax(0, 36rem) minmax(0, 1fr);
   gap: 0 2rem; }
 #results figure h3 { grid-column: 1 / -1; }
@@ -60,7 +62,8 @@ pre, code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "Li
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26rem; overflow-y: auto; }
 code { font-size: .8rem; color: var(--ink); }
 .instruction pre { color: var(--muted); font-size: .8rem; }
-.turn { padding: .7rem .9rem; background: var(--soft); border-left: 3px solid var(--turn1); border-radius: 0 6px 6px 0; }
+.turn { padding: .7rem .9rem; background: var(--soft); border-left: 3px solid var(--turn1);
+  border-radius: 0 6px 6px 0; }
 .turn2 { border-color: var(--turn2); } .turn3 { border-color: var(--turn3); } .turn4 { border-color: var(--turn4); }
 .turn h4 { color: var(--turn1); } .turn2 h4 { color: var(--turn2); } .turn3 h4 { color: var(--turn3); }
 .turn4 h4 { color: var(--turn4); }

@@ -273,8 +273,8 @@ def _by_gap(instruction: list[int] | list[list[int]], turns: int) -> list[list[i
         return [instruction] * (turns - 1)
     if len(instruction) != turns - 1:
         raise UserError(
-            f'{len(instruction)} instructions are given, but config.rollout.turns is {turns}; give {turns - 1}, one for '
-            'each gap between two turns.')
+            f'{len(instruction)} instructions are given, but config.rollout.turns is {turns}; give {turns - 1}, one '
+            'for each gap between two turns.')
     return instruction
 
 

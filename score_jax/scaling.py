@@ -26,7 +26,8 @@ def figures(attempts: list[list[Attempt]], each: int) -> dict:
     """What a row of scaling.json says of `attempts`, by turn, of `each` rollouts a problem side by side.
 
     `pass_at_k` has a line for each k, `vote` one for each K that fits the rollouts, both over powers of two, with
-    intervals over problems. A problem is left out, and counted as `dropped`, if the grader failed at one of its rollouts.
+    intervals over problems. A problem is left out, and counted as `dropped`, if the grader failed at one of its
+    rollouts.
 
     Raises:
       UserError: that is so for every problem.
@@ -71,8 +72,8 @@ def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     """The chance that one of k samples is right, `[N]`, from `correct [N, S]` (0 or 1), k <= S.
 
-    The unbiased estimator of Chen et al. (2021, arXiv 2107.03374, equation 1): of all subsets of k, the share that holds
-    a right one.
+    The unbiased estimator of Chen et al. (2021, arXiv 2107.03374, equation 1): of all subsets of k, the share that
+    holds a right one.
     """
     samples, right = correct.shape[1], correct.sum(axis=1).astype(int)
     drawn = np.arange(k)

@@ -35,7 +35,7 @@ _HEADS = ('accuracy@t1', 'accuracy@t2', 'delta', 'i->c', 'c->i', 'changed')
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the tables: its name for people, and t1, t2, delta, i->c, c->i in the paper (MATH500, percent; ICLR 2025)."""
+    """A row of the tables: its name for people; the paper's t1, t2, delta, i->c, c->i (MATH500, percent; ICLR 2025)."""
 
     label: str
     paper: tuple[float, ...] = ()
@@ -131,8 +131,8 @@ def write(workdir: Path) -> list[Path]:
 def tables(rows: Sequence[Mapping]) -> str:
     """A table for each temperature, in Markdown."""
     seeds = sorted({row['seed'] for row in rows})
-    parts = [f'Percent; mean over seeds {", ".join(map(str, seeds))} with 95 % intervals over seeds. "below SCoRe" is the '
-             'paired difference at the same seed. Paper: MATH500, greedy (arXiv 2409.12917).\n']
+    parts = [f'Percent; mean over seeds {", ".join(map(str, seeds))} with 95 % intervals over seeds. "below SCoRe" is '
+             'the paired difference at the same seed. Paper: MATH500, greedy (arXiv 2409.12917).\n']
     for temperature in sorted({row['temperature'] for row in rows}, reverse=True):
         problems = {row['n'] for row in rows}
         name = f'temperature {temperature:g}' if temperature else 'greedy'
@@ -166,7 +166,7 @@ def _cell(value: Estimate | None, signed: bool) -> str:
 
 
 def draw(rows: Sequence[Mapping]):
-    """One page: accuracy of both attempts, their difference, and the transitions, by method, with intervals over seeds."""
+    """One page: both attempts' accuracy, their difference and transitions, by method, with intervals over seeds."""
     from matplotlib.figure import Figure  # here, since a run needs it at its end alone
     temperatures = sorted({row['temperature'] for row in rows}, reverse=True)
     figure = Figure(figsize=(7.2, 3.4 * len(temperatures)), layout='constrained')

@@ -32,7 +32,8 @@ class SupervisedConfig(TrainConfig):
             raise UserError(f'config.turns is {self.turns}; a dialogue has at least 2, an attempt and its correction.')
         if not 0 <= self.practice_steps <= self.steps:
             raise UserError(
-                f'config.practice_steps is {self.practice_steps}; it must lie between 0 and config.steps, {self.steps}.')
+                f'config.practice_steps is {self.practice_steps}; it must lie between 0 and config.steps, '
+                f'{self.steps}.')
 
 
 def lay_out(

@@ -6,6 +6,6 @@ from score_jax.model.transformer import (
     REMAT, Adapted, Cache, fetch_all_but_layers, forward, grow, logits, new_cache)
 
 __all__ = [
-    'REMAT', 'Adapted', 'Cache', 'ModelConfig', 'Param', 'abstract', 'declare', 'draw', 'fetch_all_but_layers', 'forward',
-    'grow', 'initialise', 'logits', 'new_cache', 'place', 'shardings',
+    'REMAT', 'Adapted', 'Cache', 'ModelConfig', 'Param', 'abstract', 'declare', 'draw', 'fetch_all_but_layers',
+    'forward', 'grow', 'initialise', 'logits', 'new_cache', 'place', 'shardings',
 ]

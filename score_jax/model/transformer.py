@@ -150,7 +150,7 @@ def _fetch(tree):
 
 
 def fetch_all_but_layers(params) -> dict:
-    """Parameters that lie in the host's memory, on the device but for the layers: `forward` fetches these one by one."""
+    """Parameters in the host's memory, put on the device but for the layers, which `forward` fetches one by one."""
     return {name: value if name == 'layers' else _fetch(value) for name, value in params.items()}
 
 

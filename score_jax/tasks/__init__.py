@@ -64,7 +64,8 @@ def find(name: str | None) -> tuple[Callable, type]:
     file, _, task = str(name).rpartition(':')
     if not file.endswith('.py'):
         raise UserError(
-            f'config.task.name is {name!r}; it must be one of {", ".join(TASKS)}, or FILE.py:CLASS for one of your own.')
+            f'config.task.name is {name!r}; it must be one of {", ".join(TASKS)}, or FILE.py:CLASS for one of your '
+            'own.')
     if not Path(file).is_file():
         raise UserError(f'config.task.name is {name!r}, but there is no file {file}; commands are run where it lies.')
     found = getattr(_module(Path(file)), task, None)

@@ -3,7 +3,7 @@
 Each reads the files as their authors publish them: from `manual_dir` where there is one, else from the official
 address. What comes out is array_record, an example a problem, all values text:
 
-    id, problem, solution     and, of mathematics:  answer, level, subject     of code:  tests, setup | check, entry_point
+    id, problem, solution    and, of mathematics:  answer, level, subject    of code:  tests, setup | check, entry_point
 
 Importing this file imports tensorflow_datasets; only tasks that read such a data set do.
 """
@@ -49,7 +49,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        features = {field: text for field in self.FIELDS} | {field: tfds.features.Sequence(text) for field in self.LISTS}
+        features = {field: text for field in self.FIELDS}
+        features |= {field: tfds.features.Sequence(text) for field in self.LISTS}
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), homepage=self.HOME, disable_shuffling=True)
 
@@ -64,8 +65,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for split, size in self.SIZES.items():
             if len(splits[split]) != size:
                 raise UserError(
-                    f'the {split} split of {self.name} comes to {len(splits[split])} problems, not {size}: a file is not '
-                    f'whole; fetch {", ".join(self.FILES)} again from {self.HOME}')
+                    f'the {split} split of {self.name} comes to {len(splits[split])} problems, not {size}: a file is '
+                    f'not whole; fetch {", ".join(self.FILES)} again from {self.HOME}')
         return {split: self._generate_examples(problems) for split, problems in splits.items()}
 
     def _generate_examples(self, problems):

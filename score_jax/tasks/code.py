@@ -31,7 +31,8 @@ class CodeConfig(TextConfig):
                     f'config.task.examples is {self.examples}; MBPP sets its problems 1 to 10 aside for prompts, and '
                     'every other one is trained or measured on.')
         if not 1 <= self.shown_tests <= 3:
-            raise UserError(f'config.task.shown_tests is {self.shown_tests}; it must be 1, 2 or 3, as MBPP has 3 tests.')
+            raise UserError(
+                f'config.task.shown_tests is {self.shown_tests}; it must be 1, 2 or 3, as MBPP has 3 tests.')
 
 
 def mbpp(config: CodeConfig, tokenizer: Tokenizer | None) -> TextTask:

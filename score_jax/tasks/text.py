@@ -49,14 +49,15 @@ class TextConfig:
     def __post_init__(self):
         if self.prompt.count('{problem}') != 1:
             raise UserError(
-                f'config.task.prompt is {self.prompt!r}; it must have the field {{problem}} once, where the problem goes.')
+                f'config.task.prompt is {self.prompt!r}; it must have the field {{problem}} once, where the problem '
+                'goes.')
         if not self.instruction.strip():
             raise UserError('config.task.instruction is empty; the second attempt needs at least a word between.')
         field = _FIELD.search(self.instruction)
         if field:
             raise UserError(
-                f'config.task.instruction has the field {field[0]}; it is the same text after a right and after a wrong '
-                'answer, so that it cannot reveal the verdict: write it without fields.')
+                f'config.task.instruction has the field {field[0]}; it is the same text after a right and after a '
+                'wrong answer, so that it cannot reveal the verdict: write it without fields.')
         for key, least in (('max_prompt', 1), ('workers', 1)):
             if getattr(self, key) < least:
                 raise UserError(f'config.task.{key} is {getattr(self, key)}; it must be at least {least}.')
@@ -135,8 +136,8 @@ class TextTask:
             kept = [problem for problem in every if self._length(problem) <= limit]
             if not kept:
                 raise UserError(
-                    f'config.task.max_prompt is {limit}, but none of the {len(every)} prompts of the {split} split has so '
-                    'few tokens; raise it, and config.rollout.max_length with it.')
+                    f'config.task.max_prompt is {limit}, but none of the {len(every)} prompts of the {split} split has '
+                    'so few tokens; raise it, and config.rollout.max_length with it.')
             if len(kept) < len(every):
                 progress.say(
                     f'{split}: {len(every) - len(kept)} of {len(every)} problems are left out; their prompts have more '

@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-# Bytes; a longer line is passed over and counted. In memory its text may take four times as many, and again when parsed.
+# Bytes; a longer line is passed over and counted. In memory its text may take four times as many, and as many again
+# when parsed.
 LONGEST_LINE = 12 << 20
 _PROOF = 64  # bytes before the end of what was read, by which a file is known again
 
