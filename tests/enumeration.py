@@ -1,4 +1,4 @@
-"""Every trajectory of a policy that is a table of logits, a row for each context, and what follows by summing over them.
+"""Every trajectory of a policy that is a table of logits, a row for each context; and what follows from sums over them.
 
 Letters: R responses of a turn, M = R^N trajectories, C contexts, V tokens, G groups of B rows.
 """

@@ -22,9 +22,11 @@ TEXTS = ['What is 2 + 3?', '  é 🙂\n\n  spaced  ', 'a<|im_end|>b <eos>', '']
 FIRST, AGAIN = 'It is 6.', 'Look again.'
 LAYOUT = {  # of a first attempt and what leads on to the second
     'qwen2.5': '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2 + 3?<|im_end|>\n'
-               '<|im_start|>assistant\nIt is 6.<|im_end|>\n<|im_start|>user\nLook again.<|im_end|>\n<|im_start|>assistant\n',
+               '<|im_start|>assistant\nIt is 6.<|im_end|>\n<|im_start|>user\nLook again.<|im_end|>\n'
+               '<|im_start|>assistant\n',
     'qwen3': '<|im_start|>user\n2 + 3?<|im_end|>\n'
-             '<|im_start|>assistant\nIt is 6.<|im_end|>\n<|im_start|>user\nLook again.<|im_end|>\n<|im_start|>assistant\n',
+             '<|im_start|>assistant\nIt is 6.<|im_end|>\n<|im_start|>user\nLook again.<|im_end|>\n'
+             '<|im_start|>assistant\n',
     'llama3': '<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n2 + 3?<|eot_id|>'
               '<|start_header_id|>assistant<|end_header_id|>\n\nIt is 6.<|eot_id|>'
               '<|start_header_id|>user<|end_header_id|>\n\nLook again.<|eot_id|>'
@@ -93,9 +95,11 @@ REWRITES = {
     'the first turn is left out': (
         'qwen3', 'qwen', "{%- set messages = messages[-1:] %}\n" + QWEN, 'another way'),
     'answers lose their last letter': (
-        'qwen3', 'qwen', QWEN.replace("m.content.split('</think>')[-1].lstrip('\\n')", 'm.content[:-1]'), 'another way'),
+        'qwen3', 'qwen', QWEN.replace("m.content.split('</think>')[-1].lstrip('\\n')", 'm.content[:-1]'),
+        'another way'),
     'thoughts are left out where the family keeps them': (
-        'gemma', 'gemma', TEMPLATES['gemma'].replace("m['content'] | trim", "(m['content'].split('</think>')[-1]) | trim"),
+        'gemma', 'gemma',
+        TEMPLATES['gemma'].replace("m['content'] | trim", "(m['content'].split('</think>')[-1]) | trim"),
         'another way'),
     'thoughts are replaced': (
         'qwen3', 'qwen', QWEN.replace(".lstrip('\\n')", " | replace('It', 'He')"), 'another way'),
@@ -169,8 +173,8 @@ def test_the_second_turn_stands_behind_the_exact_first_which_is_closed_if_it_was
         turns=2, max_tokens=6, max_length=256, temperature=1.0, chunk=32, end_tokens=one.end_tokens,
         pad_token=one.pad_token, close_token=one.close_token)
     trajectory = rollout.sample(
-        jax.tree.map(jax.numpy.asarray, random_params(config)), config, sampling, mesh_of(1, 1, 1), [one.prompt('x')] * 4,
-        one.instruction(AGAIN), forks=(1, 1), seed=0, step=0, given=given)
+        jax.tree.map(jax.numpy.asarray, random_params(config)), config, sampling, mesh_of(1, 1, 1),
+        [one.prompt('x')] * 4, one.instruction(AGAIN), forks=(1, 1), seed=0, step=0, given=given)
     for row, first in enumerate(given):
         tokens, turn = np.asarray(trajectory.tokens[row]), np.asarray(trajectory.turn[row])
         before = [*one.prompt('x'), *first, *([] if first[-1] == close else [close]), *one.instruction(AGAIN)]

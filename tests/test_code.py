@@ -97,7 +97,8 @@ def test_a_program_gets_a_defined_verdict(program, expected):
     assert verdict.read.strip() == program and verdict.seconds > 0
 
 
-@pytest.mark.parametrize('part', [' ', '\n', '\t\n', '```\n', '`', 'def f(', '(', '"', '"\"\"', '[BEGIN]', '\\\n', 'if 1:\n '])
+@pytest.mark.parametrize('part', [
+    ' ', '\n', '\t\n', '```\n', '`', 'def f(', '(', '"', '"\"\"', '[BEGIN]', '\\\n', 'if 1:\n '])
 def test_no_text_keeps_the_reader_busy(part):
     start = time.monotonic()
     for text in (part * (200000 // len(part)), 'def f(x):\n' + part * (200000 // len(part))):

@@ -137,7 +137,8 @@ def test_a_tiny_pipeline_on_words_has_no_base_and_one_task():
     assert config.order == ('stage1', 'stage2', 'evaluate') and not set(config) - {
         'kind', 'order', *SHARED, 'stage1', 'stage2', 'evaluate'}
     assert all(config[name].task == config.task for name in config.order)
-    assert (config.stage1.start_from, config.stage2.start_from, config.stage2.reference) == ('random', 'stage1', 'random')
+    assert (config.stage1.start_from, config.stage2.start_from, config.stage2.reference) == (
+        'random', 'stage1', 'random')
 
 
 @pytest.mark.parametrize('name, path', EVERY_SECTION)

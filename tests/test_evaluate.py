@@ -79,8 +79,8 @@ def measured(monkeypatch) -> list:
 def measure(params, *, count: int = 11, temperature: float = 1.0, seed: int = 0, batch: int = 8, each: int = 1):
     e = evaluation(Path('nowhere'))
     return evaluate.measure(
-        params, e.model, sampler(e.config.rollout, e.task, 2, temperature), e.mesh, e.task, e.problems[:count], batch=batch,
-        each=each, seed=seed)
+        params, e.model, sampler(e.config.rollout, e.task, 2, temperature), e.mesh, e.task, e.problems[:count],
+        batch=batch, each=each, seed=seed)
 
 
 def results(workdir: Path) -> list[dict]:

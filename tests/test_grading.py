@@ -133,7 +133,8 @@ def test_a_summary_counts_outcomes_by_turn_and_a_forked_attempt_once():
     firsts = [timed(Outcome.WRONG, None), timed(Outcome.NO_ANSWER, None)]
     seconds = [timed(outcome, None) for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.CORRECT)]
     line = grading.summary([[firsts[0], firsts[0], firsts[1], firsts[1]], seconds])
-    assert line['outcomes'] == {'turn1': {'no_answer': 1, 'wrong': 1}, 'turn2': {'correct': 2, 'no_answer': 1, 'wrong': 1}}
+    assert line['outcomes'] == {
+        'turn1': {'no_answer': 1, 'wrong': 1}, 'turn2': {'correct': 2, 'no_answer': 1, 'wrong': 1}}
     assert (line['no_answer_turn1'], line['no_answer_turn2']) == (0.5, 0.25)
     assert 'slowest' not in line and 'grading_seconds' not in line  # no grader kept time
 

@@ -100,7 +100,8 @@ def test_a_preset_that_does_not_exist_is_answered_as_ever():
     (['stage1.py:smoke', '--config.steps=9', '--config.task.instruction=look again :'],
      'launch/main.py --config=configs/stage2.py:smoke --workdir=a/b "--config.task.instruction=look again :"'),
     (['stage1b.py'], 'launch/main.py --config=configs/stage2.py:three_turns --workdir=a/b'),
-    (['ablation.py:hack'], """launch/main.py --config=configs/evaluate.py --workdir=a/b "--config.methods=('hack',)" """),
+    (['ablation.py:hack'],
+     """launch/main.py --config=configs/evaluate.py --workdir=a/b "--config.methods=('hack',)" """),
     (['score.py:smoke'], 'launch/try.py --workdir=a/b'),
 ])
 def test_a_run_ends_with_the_next_command(flags, command):

@@ -453,7 +453,7 @@ def test_an_update_in_parts_is_the_undivided_one():
         states.append(update.reinforce(
             state, reference, trajectory, correct, objective=resolve('stage2'), forks=(2, 2), temperature=1.0,
             widths=widths)[0])
-    for a, b in zip(*map(jax.tree.leaves, states), strict=True):  # the first moments among them are the gradient's tenth
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):  # the first moments in them are the gradient's tenth
         assert np.linalg.norm(a - b) <= 3e-6 * np.linalg.norm(a)
 
 
@@ -542,7 +542,8 @@ def test_an_adaptive_beta2_is_part_of_the_state_and_weighs_the_held_turn():
     scales = []
     for _ in range(3):
         state, metrics = update.reinforce(
-            state, reference, trajectory, OUTCOMES.astype(np.float32), objective=objective, forks=(4, 1), temperature=1.0)
+            state, reference, trajectory, OUTCOMES.astype(np.float32), objective=objective, forks=(4, 1),
+            temperature=1.0)
         scales.append(float(metrics['beta2_scale']))
     assert scales == pytest.approx([1, 1.02, 1.02**2]) and state.beta2_scale == pytest.approx(1.02**3)
     weighed = [

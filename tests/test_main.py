@@ -233,7 +233,8 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     assert str(workdir) in refusal(make(stage1, STAGE1), workdir)
 
 
-@pytest.mark.parametrize('body, fault', [('no_such_module.value', 'AttributeError'), ("open('no-such-file')", 'no-such-file')])
+@pytest.mark.parametrize('body, fault', [
+    ('no_such_module.value', 'AttributeError'), ("open('no-such-file')", 'no-such-file')])
 def test_a_fault_inside_a_config_file_is_shown_where_it_is(body, fault, tmp_path):
     """It is neither a mistyped key nor an unreadable config."""
     path = tmp_path / 'broken.py'

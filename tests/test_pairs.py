@@ -160,7 +160,8 @@ def test_a_stage_that_goes_on_ends_as_one_that_was_left_alone(workdir):
     again = make(workdir, stage='part')
     again.seed = whole.seed
     again.run()
-    ends = [Checkpoints(stage.directory.checkpoints).restore(stage.learner.abstract_state())[0] for stage in (whole, again)]
+    ends = [
+        Checkpoints(stage.directory.checkpoints).restore(stage.learner.abstract_state())[0] for stage in (whole, again)]
     for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -178,6 +179,7 @@ def test_what_makes_no_sense_is_said(changes, sentence, tmp_path):
 
 
 def test_a_sample_without_any_pair_is_said_and_trains_nothing(workdir, monkeypatch):
-    monkeypatch.setattr(Countdown, 'verify', lambda self, problems, responses: [Verdict(Outcome.WRONG)] * len(responses))
+    monkeypatch.setattr(
+        Countdown, 'verify', lambda self, problems, responses: [Verdict(Outcome.WRONG)] * len(responses))
     with pytest.raises(UserError, match='none of 280 samples of iteration 0 makes a pair'):
         make(workdir).run()

@@ -15,7 +15,8 @@ def row(method: str, temperature: float = 1.0, turns: int = 2, **extra) -> dict:
     figures = {f't{t + 1}': 0.3 + 0.1 * t for t in range(turns)}
     figures |= {'delta': 0.1 * (turns - 1), 'i_to_c': 0.2, 'c_to_i': 0.1, 'changed': 0.5, 'edit_distance': 0.2}
     figures |= {f'{name}_turn{t + 1}': 0.02 * t for name in ('truncated', 'no_answer') for t in range(turns)}
-    figures |= {f'{key}{end}': value + step for key, value in figures.items() for end, step in (('_low', -.02), ('_high', .02))}
+    figures |= {
+        f'{key}{end}': value + step for key, value in figures.items() for end, step in (('_low', -.02), ('_high', .02))}
     groups = {name: {key: value for key, value in figures.items() if key[0] == 't'} for name in ('1', '2', '3-5')}
     return dict(method=method, seed=0, temperature=temperature, **figures, by={'solutions': groups},
                 edit_histogram={kind: [5, 0, i] + [1] * 8 for i, kind in enumerate(KINDS)}) | extra

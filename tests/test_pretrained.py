@@ -27,8 +27,8 @@ SHAPE = varied('qwen2-tied', vocab_size=416, layers=2)  # the tokenizer has 403 
 PROBLEMS = [(f'{n} + {n}?', str(2 * n)) for n in range(4)]
 SIZES = {
     'steps': 2, 'save_every': 2, 'batch': 4, 'group.first': 2, 'group.second': 1, 'objective.baseline': 'leave_one_out',
-    'rollout.max_tokens': 12, 'rollout.max_length': 256, 'rollout.chunk': 128, 'chat': 'qwen', 'task.prompt': '{problem}',
-    'task.instruction': 'Again.', 'reference': 'base'}
+    'rollout.max_tokens': 12, 'rollout.max_length': 256, 'rollout.chunk': 128, 'chat': 'qwen',
+    'task.prompt': '{problem}', 'task.instruction': 'Again.', 'reference': 'base'}
 ROLLOUT = {key: value for key, value in SIZES.items() if key.split('.')[0] in ('rollout', 'chat', 'task')}
 
 
@@ -40,7 +40,8 @@ def write(directory: Path, shape=SHAPE, family: str = 'qwen2.5') -> Path:
 
 def spelled(directory: Path, tokens) -> str:
     file = str(directory / 'tokenizer.json')
-    return tiny_tokenizers.tokenizers.Tokenizer.from_file(file).decode(list(map(int, tokens)), skip_special_tokens=False)
+    tokenizer = tiny_tokenizers.tokenizers.Tokenizer.from_file(file)
+    return tokenizer.decode(list(map(int, tokens)), skip_special_tokens=False)
 
 
 @pytest.fixture(scope='module')
@@ -198,13 +199,14 @@ def test_presets_have_the_values_of_the_paper():
     second = [stage2.get_config(name) for name in ('math-gemma2-2b', 'mbpp-qwen2.5-coder-1.5b')]
     assert [(c.learning_rate, c.objective.beta1, c.objective.beta2, c.temperature) for c in (maths, code)] == [
         (5e-6, 0.01, 0.1, 1.0), (1e-5, 0.01, 0.25, 1.0)]
-    assert [(c.learning_rate, c.objective.alpha, c.objective.beta1) for c in second] == [(5e-6, 10, 0.01), (1e-5, 10, 0.01)]
+    assert [(c.learning_rate, c.objective.alpha, c.objective.beta1) for c in second] == [
+        (5e-6, 10, 0.01), (1e-5, 10, 0.01)]
     assert [one.steps + two.steps for one, two in zip((maths, code), second)] == [3000, 1500]
     assert [c.batch * c.group.first * c.group.second for c in (maths, code)] == [512, 128]
 
 
 def test_the_command_takes_a_preset_and_a_directory(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / 'launch/main.py', '--config=configs/stage1.py:math-gemma2-2b', f'--workdir={tmp_path}/w'],
-        capture_output=True, text=True, cwd=ROOT)
+        [sys.executable, ROOT / 'launch/main.py', '--config=configs/stage1.py:math-gemma2-2b',
+         f'--workdir={tmp_path}/w'], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and '/path/to/gemma-2-2b-it' in done.stderr

@@ -230,7 +230,8 @@ def test_finding_names_the_seed_and_compares_it_with_its_own_base():
 def test_groups_of_problems_have_tables_of_their_own(tmp_path):
     group = result('', 0.0, t1=0.25, t2=0.5, delta=0.25, i_to_c=0.25, c_to_i=0.0, changed=0.5)
     row = result('stage2', 0.0, t1=0.6, t2=0.672, delta=0.072, i_to_c=0.081, c_to_i=0.009, changed=0.25)
-    row |= {'samples_per_problem': 4, 'dropped': 3, 'by': {'level': {'5': group | {'n': 70}, 'odd': 7}, 'subject': None}}
+    row |= {
+        'samples_per_problem': 4, 'dropped': 3, 'by': {'level': {'5': group | {'n': 70}, 'odd': 7}, 'subject': None}}
     (tmp_path / 'results.json').write_text(json.dumps([row]))
     page = report.write(tmp_path).read_text()
     assert 'n = 1,000, 4 samples each, 3 not graded' in page
@@ -304,7 +305,8 @@ def test_feedback_is_shown_and_not_graded(tmp_path):
 
 
 @pytest.mark.parametrize('damage', [
-    '[{"method": "x"', '3', '[{"method": "x"}]', '[{"method": "x", "vote": 3, "pass_at_k": [1, {"k": -1, "accuracy": 1}]}]',
+    '[{"method": "x"', '3', '[{"method": "x"}]',
+    '[{"method": "x", "vote": 3, "pass_at_k": [1, {"k": -1, "accuracy": 1}]}]',
     '[{"method": "x", "t1": 1e999, "by": [], "edit_histogram": {"i->c": ["a"], "c->i": []}}]',
     '[{"method": "x", "temperature": 0, "t1": 0.5, "t2": 0.5, "edit_histogram": {"i->c": [1, 2], "c->i": [1]}}]',
     '[{"method": "$x_{", "temperature": 0, "t1": 0, "by": {"$k": {"$a^": {"t1": 0}, "b": {"t1": 1}}}}]'])

@@ -68,7 +68,8 @@ def test_every_split_has_the_size_of_the_paper_and_each_problem_once(made, name,
 
 
 @needs_data
-@pytest.mark.parametrize('name, measured', [('gsm8k', 'test'), ('math', 'test'), ('mbpp', 'humaneval'), ('mbpp', 'test')])
+@pytest.mark.parametrize('name, measured', [
+    ('gsm8k', 'test'), ('math', 'test'), ('mbpp', 'humaneval'), ('mbpp', 'test')])
 def test_nothing_that_is_measured_is_trained_on(made, name, measured):
     train, test = problems(made, name, 'train'), problems(made, name, measured)
     assert not {problem.id for problem in train} & {problem.id for problem in test}
@@ -166,7 +167,8 @@ def test_an_epoch_has_every_problem_once_and_the_next_another_order(sums):
 def test_the_data_position_is_a_function_of_seed_and_step_alone(own, sums):
     drawn = [sums.problems('train', 4, seed=0, step=step) for step in range(8)]
     again = tasks.make(own)
-    assert again.problems('train', 4, seed=0, step=7) == drawn[7] and again.problems('train', 4, seed=0, step=2) == drawn[2]
+    assert again.problems('train', 4, seed=0, step=7) == drawn[7]
+    assert again.problems('train', 4, seed=0, step=2) == drawn[2]
     assert [sums.problems('train', 4, seed=1, step=step) for step in range(8)] != drawn
 
 
@@ -328,7 +330,8 @@ def test_the_task_of_the_documentation_is_one(monkeypatch):
 
 
 @pytest.mark.parametrize('answer, right, wrong', [
-    ('1e-7', r'\boxed{10^{-7}}', r'\boxed{1}'), ('12', r'\boxed{12}', r'\boxed{13}'), ('0.5', r'\boxed{1/2}', r'\boxed{5}')])
+    ('1e-7', r'\boxed{10^{-7}}', r'\boxed{1}'), ('12', r'\boxed{12}', r'\boxed{13}'),
+    ('0.5', r'\boxed{1/2}', r'\boxed{5}')])
 def test_an_answer_may_be_a_number_of_json(own, answer, right, wrong):
     Path(own['test']).write_text(f'{{"problem": "?", "answer": {answer}}}\n')
     task = tasks.make(own)

@@ -1,4 +1,4 @@
-"""Stage I on every task in words, end to end with a tiny model that knows nothing: its rewards are 0, the path is shown."""
+"""Stage I on every task in words, end to end; the tiny model knows nothing, so rewards are 0 and the path is shown."""
 
 import json
 import time

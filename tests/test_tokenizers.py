@@ -1,7 +1,7 @@
 """Tokenizers say what the libraries of reference say, on text of every kind; special tokens are those of the family.
 
-`bash launch/test.sh --reference` compares those of Hugging Face with `transformers`; the plain run compares them with what
-must hold of them, and Gemma's with the SentencePiece model that it was made from.
+`bash launch/test.sh --reference` compares those of Hugging Face with `transformers`; the plain run compares them with
+what must hold of them, and Gemma's with the SentencePiece model that it was made from.
 """
 
 import functools
@@ -31,9 +31,9 @@ REFERENCE = 'SCORE_JAX_REFERENCE' in os.environ
 FAMILIES = ('qwen2.5', 'llama3', 'gemma')  # of tiny_tokenizers
 HOSTILE = [
     '', ' ', '\x00', ''.join(map(chr, range(32))) + '\x7f\x80\x9f', '\r\n\r\n\t\v\f', '\ufeffa\u200b\u2028\u2029b',
-    '\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f1e9\U0001f1ea \u2764\ufe0f', '\U0010ffff\ue000\ufffe',
-    'e\u0301\u0323 \u1112\u1161\u11ab', '\u202eabc\u202c \u0634\u0643\u0631\u0627', '\ufffd\ufffda', 'a' * 300, '\n' * 50,
-    'x' * 100_000, 'ab1?\u00e9\u4f60' * 12_500, '\u4f60' * 20_000]
+    '\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f1e9\U0001f1ea \u2764\ufe0f',
+    '\U0010ffff\ue000\ufffe', 'e\u0301\u0323 \u1112\u1161\u11ab', '\u202eabc\u202c \u0634\u0643\u0631\u0627',
+    '\ufffd\ufffda', 'a' * 300, '\n' * 50, 'x' * 100_000, 'ab1?\u00e9\u4f60' * 12_500, '\u4f60' * 20_000]
 SURROGATES = ['\ud800', 'a\udfffb', '\udc00\ud800', '\ud83d\ude00', '\ud83d \ude00', '\ud83d\ud83d\ude00']
 
 
@@ -186,7 +186,8 @@ def test_text_of_any_kind_is_encoded_as_by_sentencepiece_itself(name):
 
 
 def test_a_lone_surrogate_is_the_replacement_character_and_a_pair_is_what_it_means(folder):
-    everyone = [Bytes(), SentencePiece(tiny_tokenizers.gemma_sentencepiece())] + [made(name, folder) for name in FAMILIES]
+    everyone = [Bytes(), SentencePiece(tiny_tokenizers.gemma_sentencepiece())]
+    everyone += [made(name, folder) for name in FAMILIES]
     meant = ['\ufffd', 'a\ufffdb', '\ufffd\ufffd', '\U0001f600', '\ufffd \ufffd', '\ufffd\U0001f600']
     for tokenizer, (text, clean) in itertools.product(everyone, zip(SURROGATES, meant, strict=True)):
         assert tokenizer.encode(text) == tokenizer.encode(clean) and tokenizer.decode(tokenizer.encode(text)) == clean
@@ -200,7 +201,8 @@ def test_special_tokens_are_those_of_the_family_have_no_text_and_are_never_read_
         family, begin, ends, pad, folder):
     tokenizer = made(family, folder)
     ids = [tokenizer.special_token(name) for name in (*begin, *ends)]
-    assert [*tokenizer.begin_tokens, *tokenizer.end_tokens] == ids and tokenizer.pad_token == tokenizer.special_token(pad)
+    assert [*tokenizer.begin_tokens, *tokenizer.end_tokens] == ids
+    assert tokenizer.pad_token == tokenizer.special_token(pad)
     tokens = tokenizer.encode('1 and 2')
     assert tokenizer.decode([*tokenizer.begin_tokens, *tokens, *ids, tokenizer.vocab_size + 7]) == '1 and 2'
     for name in (*begin, *ends):

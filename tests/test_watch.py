@@ -196,7 +196,8 @@ def test_index_follows_a_run_that_was_resumed(tmp_path):
     while file.advance():
         pass
     assert file.index.step.tolist() == [1, 2, 3, 4, 5] and before.step.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert json.loads(file.read(int(file.index.offset[4]), int(file.index.length[4])))['turns'][0]['outcome'] == 'correct'
+    fifth = json.loads(file.read(int(file.index.offset[4]), int(file.index.length[4])))
+    assert fifth['turns'][0]['outcome'] == 'correct'
 
 
 HOSTILE = {

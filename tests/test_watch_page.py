@@ -18,7 +18,8 @@ from score_jax.watch.server import Server
 
 # SCORE_JAX_BROWSER says that there must be one: without it the tests then fail.
 pytestmark = pytest.mark.skipif(
-    BINARY is None and not os.environ.get('SCORE_JAX_BROWSER'), reason='no Chromium or Chrome on PATH to try the page in')
+    BINARY is None and not os.environ.get('SCORE_JAX_BROWSER'),
+    reason='no Chromium or Chrome on PATH to try the page in')
 
 EVIL = '<script>window.owned = 1</script><img src=x onerror="window.owned = 1"><svg onload="window.owned = 1">'
 WIDE, NARROW = (1400, 900), (390, 800)

@@ -16,7 +16,8 @@ user system assistant model Natalia sold clips to 48 of her friends in April, an
     def add(first, second):
         return first + second  # the sum of both
 The answer isn't 17: it's 3 * 5 + 4 = 19. La réponse est là, où l’été finit. Ответ: пять. 答案是三。\n\n'''
-LLAMA3 = ['<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>', '<|eom_id|>']
+LLAMA3 = [
+    '<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>', '<|eom_id|>']
 QWEN = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 
 # A turn is the same in each version of a family; what stands before the first is not.
