@@ -5,8 +5,8 @@
 
 A step is written to a temporary directory and renamed when complete, so a killed run leaves no half-written
 step. Only the first save touches the directory (creates it, clears temporary leftovers): looking at it or
-restoring from it changes nothing, and is safe beside a run that writes there. `resume` alone, for that run itself, moves
-what is damaged aside.
+restoring from it changes nothing, and is safe beside a run that writes there. `resume` alone, for that run itself,
+moves what is damaged aside.
 """
 
 import hashlib
@@ -114,8 +114,8 @@ class Checkpoints:
                 damaged[step] = error.reason
                 continue
             return step, state, [
-                f'checkpoint {self.directory / str(late)} is damaged ({reason}): moved to {self._move_aside(late)}, to go on '
-                f'from step {step}' for late, reason in damaged.items()]
+                f'checkpoint {self.directory / str(late)} is damaged ({reason}): moved to {self._move_aside(late)}, to '
+                f'go on from step {step}' for late, reason in damaged.items()]
         if damaged:
             steps = '; '.join(f'step {step}: {reason}' for step, reason in damaged.items())
             raise UserError(f'every checkpoint in {self.directory} is damaged ({steps}): move it away, then the run '

@@ -23,8 +23,8 @@ from score_jax.jsonl import number, read_jsonl
 # Keys that may differ when a stage goes on: how often it speaks and saves, where it runs, and what is measured of
 # what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
 FREE_KEYS = (
-    'log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures', 'self_refine', 'attempts', 'scaling',
-    'dry_run', 'health', 'allow_changes')
+    'log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures', 'self_refine', 'attempts',
+    'scaling', 'dry_run', 'health', 'allow_changes')
 # So may, of its task, where the data lies and how many processes grade.
 FREE_TASK_KEYS = ('data_dir', 'workers')
 
@@ -69,7 +69,8 @@ class StageDirectory:
         try:
             return json.loads(saved.read_text())
         except ValueError:
-            raise UserError(f'{saved} is not readable as JSON; move {self.path} away to start this stage anew.') from None
+            raise UserError(
+                f'{saved} is not readable as JSON; move {self.path} away to start this stage anew.') from None
 
     def open(self, done: int = 0) -> None:
         """Makes the folder and writes its config, whole or not at all; notes changes as made after step `done`."""

@@ -78,7 +78,8 @@ def not_finite() -> dict:
 def test_a_signal_saves_the_step_in_hand_and_the_next_run_goes_on_from_there(number, code, tmp_path, capsys):
     before = signal.getsignal(number)
     stage = Counting(tmp_path, {6: kill(number)})
-    with pytest.raises(health.Interrupted, match=rf'stopped after step 6 of 9, which is saved \({number.name}\)') as stop:
+    message = rf'stopped after step 6 of 9, which is saved \({number.name}\)'
+    with pytest.raises(health.Interrupted, match=message) as stop:
         stage.run()
     assert stop.value.exit_code == code and stage.saved == [4, 6] and stage.lines()[-1]['step'] == 6
     assert f'{number.name}: finishes this step' in capsys.readouterr().out

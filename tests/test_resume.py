@@ -66,7 +66,8 @@ def runs(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp('runs'), random.Random(0)
     whole, killed = folder / 'whole', folder / 'killed'
     undisturbed = Run(whole)
-    for stage, number, first in (('base', signal.SIGKILL, 10), ('stage1', signal.SIGKILL, 10), ('stage1', signal.SIGTERM, 36)):
+    for stage, number, first in (
+            ('base', signal.SIGKILL, 10), ('stage1', signal.SIGKILL, 10), ('stage1', signal.SIGTERM, 36)):
         stopped = Run(killed).signal_when(number, killed / stage / 'metrics.jsonl', rng.randrange(first, first + 20))
         assert number == signal.SIGTERM or stopped[0] == -signal.SIGKILL, stopped[1]
         assert stage == 'stage1' or not (killed / 'stage1').exists()

@@ -5,9 +5,9 @@ Both are baselines of arXiv 2409.12917 (sections 4 and 6). A pair is a first att
     'rollout'    both of one rollout (STaR, Zelikman et al. 2022, on two turns)
     'problem'    a first attempt, and another one, right and drawn at random, at the same problem (Pair-SFT)
 
-First attempts of pairs are wrong; with `keep_right` right ones have pairs too. What is imitated are right responses alone:
-a wrong one is context. Every iteration samples from what the iteration before it came to (the first from `start_from`),
-and then trains anew from `start_from`.
+First attempts of pairs are wrong; with `keep_right` right ones have pairs too. What is imitated are right responses
+alone: a wrong one is context. Every iteration samples from what the iteration before it came to (the first from
+`start_from`), and then trains anew from `start_from`.
 
     WORKDIR/STAGE/pairs-I.npz    the pairs of iteration I
 """
@@ -92,7 +92,7 @@ class Response:
 
 
 def from_rollouts(rollouts: Sequence[Sequence[Response]], keep_right: bool) -> list[tuple[Response, Response]]:
-    """The rollouts, each a first and a second response, whose second is right and (without `keep_right`) first is wrong."""
+    """The rollouts, each a first and a second response, whose second is right and (unless `keep_right`) first is wrong."""
     return [(first, second) for first, second in rollouts if second.right and (keep_right or not first.right)]
 
 
@@ -108,7 +108,7 @@ def from_problem(
 
 
 def drawn(count: int, batch: int, step: int, seed: Sequence[int]) -> np.ndarray:
-    """Which of `count` entries step number `step` trains on, `[batch]`: all of them once, in a random order, then again."""
+    """Which of `count` entries step number `step` trains on, `[batch]`: all of them once, in random order, then again."""
     places = np.arange(step * batch, (step + 1) * batch)
     orders = {epoch: np.random.default_rng([*seed, epoch]).permutation(count) for epoch in np.unique(places // count)}
     return np.array([orders[place // count][place % count] for place in places])
@@ -174,8 +174,8 @@ class Pairs(Stage):
                 turn += more
         if not rows:
             raise UserError(
-                f'{config.stage}: none of {len(attempts[0])} samples of iteration {iteration} makes a pair with a right '
-                'second response; raise config.problems or config.group, or set config.keep_right.')
+                f'{config.stage}: none of {len(attempts[0])} samples of iteration {iteration} makes a pair with a '
+                'right second response; raise config.problems or config.group, or set config.keep_right.')
         correct, changed = grading.rewards(attempts), grading.changed(attempts)
         valid = np.isfinite(correct).all(axis=1)
         found = {'pairs': len(rows), 'sampled': len(correct), 'dropped': int((~valid).sum())}
@@ -186,8 +186,9 @@ class Pairs(Stage):
             'samples')
         return rows, found, lines
 
-    def _sampled(self, params, iteration: int) -> Iterator[tuple[Any, list[list[Response]], list[list[grading.Attempt]]]]:
-        """By problem: the responses of each of its rollouts (those whose grader failed left out), and attempts by turn."""
+    def _sampled(
+        self, params, iteration: int) -> Iterator[tuple[Any, list[list[Response]], list[list[grading.Attempt]]]]:
+        """By problem: the responses of each of its rollouts (but those whose grader failed), and attempts by turn."""
         config = self.config
         problems = self.task.problems('train', config.problems, seed=self.seed, step=iteration)
         for part, start in enumerate(range(0, len(problems), _BATCH)):
@@ -199,7 +200,8 @@ class Pairs(Stage):
                 self._instruction, forks=self.forks, seed=self.seed, step=iteration << 20 | part,
                 on_turn=grader.on_turn)
             attempts, each = grader.attempts(), math.prod(self.forks)
-            rewards, tokens, turns = grading.rewards(attempts), np.asarray(trajectory.tokens), np.asarray(trajectory.turn)
+            rewards = grading.rewards(attempts)
+            tokens, turns = np.asarray(trajectory.tokens), np.asarray(trajectory.turn)
             for number, problem in enumerate(some):
                 own = range(number * each, (number + 1) * each)
                 yield problem, [
@@ -224,7 +226,8 @@ def read(path: Path, multiple: int, pad_token: int) -> tuple[np.ndarray, np.ndar
       UserError: the file is not there.
     """
     if not path.exists():
-        raise UserError(f'{path} is gone, and with it what the stage was training on; move {path.parent} away to start anew.')
+        raise UserError(
+            f'{path} is gone, and with it what the stage was training on; move {path.parent} away to start anew.')
     with np.load(path) as file:
         ends = np.cumsum(file['lengths'])[:-1]
         rows = [[part.tolist() for part in np.split(file[name], ends)] for name in ('tokens', 'turns')]

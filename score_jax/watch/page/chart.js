@@ -221,7 +221,9 @@ function watchPointer({ image, tip, panel, left, size, x, y, onStep }) {
     );
     tip.hidden = false;
     const edge = image.clientWidth - tip.offsetWidth;
-    tip.style.left = `${Math.max(Math.min(place + 12, edge), place - tip.offsetWidth - 12 > 0 && place + 12 > edge ? place - tip.offsetWidth - 12 : 0)}px`;
+    const before = place - tip.offsetWidth - 12;
+    const least = before > 0 && place + 12 > edge ? before : 0;
+    tip.style.left = `${Math.max(Math.min(place + 12, edge), least)}px`;
   });
   area.addEventListener('pointerleave', () => {
     tip.hidden = true;

@@ -82,7 +82,8 @@ export function runsView({ runs, colours, selected, toggle }) {
         'p',
         { class: 'caption' },
         `${count(shown.length)} of ${count(runs.length)} runs. ` +
-          'Accuracies are means over the last tenth of the stage that was written last. Tick several to see them side by side.',
+          'Accuracies are means over the last tenth of the stage that was written last. ' +
+          'Tick several to see them side by side.',
       ),
     ),
     h(
@@ -192,9 +193,9 @@ export function resultsView({ about, details, colours, runs }) {
       'p',
       { class: 'caption' },
       'In percent, with the 95 % interval below. accuracy@t1 and @t2: right at the first and at ' +
-        'the second attempt. delta: the difference in points; above zero is self-correction, and an interval that leaves out zero ' +
-        'makes it credible. i→c: wrong first, then right; c→i: right first, then wrong; both of all problems, so delta = i→c − c→i. ' +
-        'changed: the answer differs between the turns; near zero is copying.',
+        'the second attempt. delta: the difference in points; above zero is self-correction, and an interval that ' +
+        'leaves out zero makes it credible. i→c: wrong first, then right; c→i: right first, then wrong; both of all ' +
+        'problems, so delta = i→c − c→i. changed: the answer differs between the turns; near zero is copying.',
     ),
   ];
 }
