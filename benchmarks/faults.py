@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import app, flags, logging
 
 from score_jax.health import RESTART
 from score_jax.jsonl import read_jsonl
@@ -33,7 +33,7 @@ from score_jax.rewards.pool import children
 
 FOLDER = flags.DEFINE_string('folder', None, 'Where both runs are made; emptied first.', required=True)
 FAULTS = flags.DEFINE_integer('faults', 100, 'Faults after which the run is left alone to its end.')
-STEPS = flags.DEFINE_integer('steps', 300, 'Steps of each of the two stages.')
+STEPS = flags.DEFINE_integer('steps', 400, 'Steps of each of the two stages.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the faults.')
 KINDS = {'SIGKILL': 3, 'SIGTERM': 2, 'worker': 5}  # how often each comes
 STAGES = ('base', 'stage1')
@@ -168,6 +168,7 @@ def compare(whole: Path, disturbed: Path) -> list[str]:
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     folder = Path(FOLDER.value).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
