@@ -2,11 +2,11 @@
 
     python benchmarks/faults.py --folder=/tmp/faults               # 100 faults, some minutes on two cores
 
-The run is `configs/stage1.py`, a supervised base and Stage I, with a tiny model and Countdown graded in worker processes.
-A fault is a SIGKILL or a SIGTERM of the run, which is then started again, or a SIGKILL of one of its workers; it comes at
-any moment, or as soon as a checkpoint is being written, some while the run is still starting. At the end the last state
-of both stages must be that of the undisturbed run to the bit, and so must every line of metrics and samples, each there
-once. Ends with status 1 where anything differs.
+The run is `configs/stage1.py`, a supervised base and Stage I, with a tiny model and Countdown graded in worker
+processes. A fault is a SIGKILL or a SIGTERM of the run, which is then started again, or a SIGKILL of one of its
+workers; it comes at any moment, or as soon as a checkpoint is being written, some while the run is still starting. At
+the end the last state of both stages must be that of the undisturbed run to the bit, and so must every line
+of metrics and samples, each there once. Ends with status 1 where anything differs.
 """
 
 import collections
@@ -44,8 +44,8 @@ def command(workdir: Path) -> list[str]:
     """The run."""
     both = {'steps': STEPS.value, 'batch': 8, 'save_every': 3, 'optimizer.warmup_steps': 2}
     values = {
-        'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
-        'task.name': 'benchmarks/faults_task.py:PooledCountdown', 'task.largest': 9, 'task.limit': 40,
+        'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8,
+        'model.mlp': 16, 'task.name': 'benchmarks/faults_task.py:PooledCountdown', 'task.largest': 9, 'task.limit': 40,
         'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 8, 'group.first': 2, 'group.second': 2,
         'sample_every': 1, 'samples': 2, 'before.practice_steps': 0, **both,
         **{f'before.{key}': value for key, value in both.items()}}

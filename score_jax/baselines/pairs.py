@@ -92,7 +92,7 @@ class Response:
 
 
 def from_rollouts(rollouts: Sequence[Sequence[Response]], keep_right: bool) -> list[tuple[Response, Response]]:
-    """The rollouts, each a first and a second response, whose second is right and (unless `keep_right`) first is wrong."""
+    """The rollouts, first and second response each, whose second is right and (unless `keep_right`) first is wrong."""
     return [(first, second) for first, second in rollouts if second.right and (keep_right or not first.right)]
 
 
@@ -108,7 +108,7 @@ def from_problem(
 
 
 def drawn(count: int, batch: int, step: int, seed: Sequence[int]) -> np.ndarray:
-    """Which of `count` entries step number `step` trains on, `[batch]`: all of them once, in random order, then again."""
+    """Which of `count` entries step `step` trains on, `[batch]`: all of them once, in a random order, then again."""
     places = np.arange(step * batch, (step + 1) * batch)
     orders = {epoch: np.random.default_rng([*seed, epoch]).permutation(count) for epoch in np.unique(places // count)}
     return np.array([orders[place // count][place % count] for place in places])
