@@ -183,3 +183,12 @@ def test_a_sample_without_any_pair_is_said_and_trains_nothing(workdir, monkeypat
         Countdown, 'verify', lambda self, problems, responses: [Verdict(Outcome.WRONG)] * len(responses))
     with pytest.raises(UserError, match='none of 280 samples of iteration 0 makes a pair'):
         make(workdir).run()
+
+
+def test_what_is_sampled_at_a_time_fits_the_mesh(workdir, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(pairs, '_BATCH', 20)  # which 8 batch shards do not divide
+    monkeypatch.setattr(pairs.rollout, 'sample', lambda *args, **kwargs: sizes.append(len(args[4])) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(make(workdir)._sampled({}, 0))
+    assert sizes == [24]

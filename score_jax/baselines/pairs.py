@@ -31,7 +31,7 @@ from score_jax.reinforce import SamplingConfig, sampler
 from score_jax.train import Stage, TrainConfig, stage_seed
 
 KINDS = ('rollout', 'problem')
-_BATCH = 64  # problems sampled at a time
+_BATCH = 64  # problems sampled at a time, or the next number that the mesh divides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,9 +191,11 @@ class Pairs(Stage):
         """By problem: the responses of each of its rollouts (but those whose grader failed), and attempts by turn."""
         config = self.config
         problems = self.task.problems('train', config.problems, seed=self.seed, step=iteration)
-        for part, start in enumerate(range(0, len(problems), _BATCH)):
-            some = problems[start:start + _BATCH]
-            padded = some + some[:1] * (_BATCH - len(some))
+        shards = sharding.batch_shards(self.mesh)
+        batch = -(-_BATCH // shards) * shards
+        for part, start in enumerate(range(0, len(problems), batch)):
+            some = problems[start:start + batch]
+            padded = some + some[:1] * (batch - len(some))
             grader = grading.Grader(self.task, padded)
             trajectory = rollout.sample(
                 params, self.model, self.sampler, self.mesh, [tasks.prompt_tokens(self.task, p) for p in padded],
