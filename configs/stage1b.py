@@ -20,4 +20,6 @@ def get_config(preset: str = '') -> ConfigDict:
     config.turns = 3
     if not any(key.startswith('group.') for key in PRESETS.get(preset, {})):
         config.group.update(first=2, second=2, later=4)  # turn 3 is what is learned
+    if 'rollout.max_length' in PRESETS.get(preset, {}):  # which is that of two turns
+        config.rollout.max_length += config.rollout.max_tokens + config.rollout.chunk  # the instruction fits in a chunk
     return config

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import ablation, baselines, stage1b
 from configs.tasks import TASKS
-from score_jax import objective, settings, tasks, train
+from score_jax import objective, rollout, settings, tasks, train
 from score_jax.baselines.pairs import PairsConfig
 from score_jax.baselines.supervised import SupervisedConfig
 from score_jax.errors import UserError
@@ -228,6 +228,16 @@ def test_a_shared_key_reaches_the_base_that_stage1_makes_first(path):
 def test_stage_1b_has_the_values_of_its_preset(preset):
     config = stage1b.get_config(preset)
     for path, value in stage1b.PRESETS[preset].items():
-        if path not in ('task', 'reference'):  # a section with keys of its own; what stage1b is about
+        if path not in ('task', 'reference', 'rollout.max_length'):  # a section; what stage1b is about; see below
             *sections, key = path.split('.')
             assert functools.reduce(lambda section, name: section[name], sections, config)[key] == value
+
+
+@pytest.mark.parametrize('preset', [name for name in stage1b.PRESETS if 'rollout.max_length' in stage1b.PRESETS[name]])
+def test_three_turns_of_a_preset_fit(preset):
+    config = stage1b.get_config(preset)
+    instruction = len(config.task.instruction)  # in bytes, as the tiny model reads it
+    if config.chat:
+        instruction = instruction // 2 + 16  # words have more than two letters; what opens and closes turns
+    sampling = rollout.RolloutConfig(turns=3, temperature=1.0, **config.rollout, end_tokens=(0,), pad_token=0)
+    sampling.check_length(config.task.max_prompt, instruction)
