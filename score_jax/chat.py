@@ -86,7 +86,8 @@ class Chat:
             raise UserError(
                 f'config.chat is {name!r}, but the tokenizer has no {" and no ".join(missing)}; take the format of its '
                 "family, or '' for plain text.")
-        self.vocab_size, self.pad_token = tokenizer.vocab_size, tokenizer.pad_token
+        self.vocab_size = max(tokenizer.vocab_size, 1 + max(self._special.values()))
+        self.pad_token = tokenizer.pad_token
         self.begin_tokens = tokenizer.begin_tokens
         self.close_token = self._special[self.format.end]
         others = [token for token in tokenizer.end_tokens if token != self.close_token]

@@ -20,7 +20,7 @@ from score_jax.errors import UserError
 class Tokenizer(Protocol):
     """What the rest of the package needs of a tokenizer."""
 
-    vocab_size: int
+    vocab_size: int  # what `encode`, `prompt` and `instruction` give lies below, and so do the end tokens
     begin_tokens: tuple[int, ...]  # what every prompt starts with
     end_tokens: tuple[int, ...]  # what ends a response; the first is what ends one that is written here
     close_token: int | None  # what must stand behind a response before the instruction comes; None: nothing
@@ -133,7 +133,6 @@ class HuggingFace(PlainText):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # as text
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
         for row in SPECIAL_TOKENS.values():
             if all(self.special_token(name) is not None for name in (row.begin, row.end[0]) if name):
                 break
@@ -146,6 +145,10 @@ class HuggingFace(PlainText):
         self.begin_tokens, self.begin_text = (self.special_token(row.begin),) if row.begin else (), row.begin
         self.end_tokens = tuple(token for token in found[:-1] if token is not None)
         self.pad_token = self.end_tokens[0] if found[-1] is None else found[-1]
+        # Other special tokens are never read from text, and may lie beyond the vocabulary of a model (Gemma 3's image).
+        special = {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
+        used = {*self._tokenizer.get_vocab().values()} - special | {*self.begin_tokens, *self.end_tokens, self.pad_token}
+        self.vocab_size = 1 + max(used)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens added."""

@@ -18,6 +18,7 @@ import sentencepiece
 import tiny_tokenizers
 
 from score_jax import tasks, tokenizers
+from score_jax.chat import Chat
 from score_jax.errors import UserError
 from score_jax.tokenizers import Bytes, HuggingFace, SentencePiece, word_sentencepiece
 
@@ -283,3 +284,18 @@ if REFERENCE:
         theirs = Qwen2Tokenizer(vocab=model['vocab'], merges=[tuple(pair) for pair in model['merges']])
         for text in HOSTILE + (texts()[:2000] if DATA.exists() else []):
             assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_special_token_that_nothing_uses_is_not_of_the_vocabulary(tmp_path):
+    """Gemma 3 has one for images, with an id that the vocabulary of its text models does not reach."""
+    more = tiny_tokenizers.make('gemma')
+    size = more.get_vocab_size()
+    more.add_special_tokens(['<image_soft_token>'])
+    more.save(str(tmp_path / 'more.json'))
+    tokenizer = HuggingFace(tmp_path / 'more.json')
+    assert tokenizer.special_token('<image_soft_token>') == size == tokenizer.vocab_size
+    assert Chat(tokenizer, 'gemma').vocab_size == size
+    assert max(tokenizer.encode('an <image_soft_token>')) < size
+    more.add_tokens(['read from text'])
+    more.save(str(tmp_path / 'more.json'))
+    assert HuggingFace(tmp_path / 'more.json').vocab_size == size + 2
