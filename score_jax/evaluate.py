@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
@@ -21,7 +22,7 @@ from score_jax.errors import UserError
 from score_jax.reinforce import SamplingConfig, sampler, stage_checkpoints, weights
 from score_jax.rewards import Outcome
 from score_jax.sharding import MeshConfig
-from score_jax.train import stage_seed, task_and_model
+from score_jax.train import check_seed, stage_seed, task_and_model
 from score_jax.workdir import StageDirectory, write_json
 
 
@@ -70,6 +71,7 @@ class EvaluateConfig:
     mesh: MeshConfig
 
     def __post_init__(self):
+        check_seed(self.seed)
         for key, value, least in (
                 ('problems', self.problems, 1), ('batch', self.batch, 1), ('turns', self.turns, 2),
                 ('samples_per_problem', self.samples_per_problem, 1), ('samples', self.samples, 0),
@@ -81,6 +83,11 @@ class EvaluateConfig:
         for key in ('methods', 'temperatures'):
             if not getattr(self, key):
                 raise UserError(f'config.{key} is empty; it must name at least one.')
+        for key, stages in (('methods', self.methods), ('self_refine.stage', (self.self_refine.stage,))):
+            if path := next((stage for stage in stages if '/' in stage), None):
+                raise UserError(
+                    f'config.{key} has {path!r}; it must name stages of the workdir. The directory of a model is '
+                    "measured as the stage 'base' of config.pretrained.")
         if min(self.temperatures) < 0:
             raise UserError(f'config.temperatures is {self.temperatures}; each must be 0 (greedy) or positive.')
         if self.attempts.turns == 1:
@@ -135,8 +142,11 @@ class Evaluation:
             stage_checkpoints(self.workdir, self._stage(config.methods[0]))
         if missing:
             progress.say(f'{config.stage}: no checkpoint of {", ".join(missing)} in {self.workdir}; left out')
-        self.directory.open()
         methods = [method for method in config.methods if method not in missing]
+        self._parameters = {  # before anything is measured: a stage that is not done is refused
+            stage: sources.find(stage, self.workdir, self.model, self.mesh, pretrained=config.pretrained)
+            for stage in map(self._stage, methods)}
+        self.directory.open()
         stages = [method for method in methods if method != self_refine.METHOD]
         cells = [self._row(method, temperature) for temperature in config.temperatures for method in methods]
         rows = [row for row, _ in cells]
@@ -161,10 +171,11 @@ class Evaluation:
 
         From the cache, NAME.json, where checkpoint and `asked` are the same.
         """
-        if directory := weights(self._stage(method), self.config.pretrained):
+        stage = self._stage(method)
+        if directory := weights(stage, self.config.pretrained):
             source = {'files': hf.identity(directory)} | settings.plain(asked)
         else:
-            checkpoints = stage_checkpoints(self.workdir, self._stage(method))
+            checkpoints = stage_checkpoints(self.workdir, stage)
             source = {'step': checkpoints.latest(), 'checksum': checkpoints.checksum()} | settings.plain(asked)
         cache, said = self.directory.path / f'{name}.json', f'{self.config.stage}: {name.replace("-", ", ")}'
         if cache.exists():
@@ -172,9 +183,7 @@ class Evaluation:
             if saved['source'] == source:
                 progress.say(f'{said} is measured already')
                 return saved['row'], saved['samples']
-        row, samples = make(
-            hf.load(directory, self.mesh, 'float32')[1] if directory else
-            sources.restore(checkpoints, self.model, self.mesh))
+        row, samples = make(self._parameters[stage](jnp.float32))
         row = {'method': method, 'seed': self.config.seed} | row
         write_json(cache, {'source': source, 'row': row, 'samples': samples})
         progress.say(f'{said}: {_shown(row)}')

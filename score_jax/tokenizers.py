@@ -147,8 +147,8 @@ class HuggingFace(PlainText):
         self.pad_token = self.end_tokens[0] if found[-1] is None else found[-1]
         # Other special tokens are never read from text, and may lie beyond the vocabulary of a model (Gemma 3's image).
         special = {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
-        used = {*self._tokenizer.get_vocab().values()} - special | {*self.begin_tokens, *self.end_tokens, self.pad_token}
-        self.vocab_size = 1 + max(used)
+        from_text = set(self._tokenizer.get_vocab().values()) - special
+        self.vocab_size = 1 + max(from_text | {*self.begin_tokens, *self.end_tokens, self.pad_token})
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens added."""

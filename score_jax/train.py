@@ -58,13 +58,18 @@ class TrainConfig:
         for key in ('steps', 'batch', 'head_chunk', 'log_every', 'save_every', 'keep'):
             if getattr(self, key) < 1:
                 raise UserError(f'config.{key} is {getattr(self, key)}; it must be at least 1.')
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f'config.seed is {self.seed}; it must lie between 0 and 2**31 - 1.')
+        check_seed(self.seed)
 
     @property
     def schedule_steps(self) -> int:
         """Updates until the learning rate's schedule ends."""
         return self.steps
+
+
+def check_seed(seed: int) -> None:
+    """Raises `UserError` for a `config.seed` that is none."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f'config.seed is {seed}; it must lie between 0 and 2**31 - 1.')
 
 
 def stage_seed(seed: int, stage: str) -> int:

@@ -224,6 +224,13 @@ def test_a_workdir_without_checkpoints_says_what_to_run_first(tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
+def test_a_stage_that_is_not_done_is_refused_before_another_is_measured(workdir, measured):
+    (workdir / 'stage1' / 'config.json').write_text('{"steps": 9}')
+    with pytest.raises(UserError, match="run 'stage1' to its end first"):
+        evaluation(workdir).run()
+    assert not measured and not (workdir / 'evaluation').exists()
+
+
 def test_responses_that_are_cut_off_or_have_no_answer_are_counted_by_turn():
     class Task:
         def groups(self, problem):
@@ -299,6 +306,9 @@ def test_many_attempts_and_many_samples_are_rows_of_files_of_their_own(workdir, 
 
 
 @pytest.mark.parametrize('changes, named', [
+    ({'seed': -1}, 'config.seed is -1'),
+    ({'methods': ('base', 'models/mine')}, "config.methods has 'models/mine'"),
+    ({'self_refine.stage': './base'}, "config.self_refine.stage has './base'"),
     ({'problems': 2000}, 'config.problems is 2000'),
     ({'problems': 0}, 'config.problems is 0'),
     ({'batch': 12}, '8 or 16 would work'),
