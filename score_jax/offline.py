@@ -87,7 +87,15 @@ def write(path: Path, rows: list[list[int]]) -> None:
 
 
 def read(path: Path, problems: list, attempts: int) -> FirstAttempts:
-    """What `write` wrote of `attempts` responses to each of `problems`."""
+    """What `write` wrote of `attempts` responses to each of `problems`.
+
+    Raises:
+      UserError: there are more or fewer.
+    """
     with np.load(path) as file:
+        if len(file['lengths']) != len(problems) * attempts:
+            raise UserError(
+                f'{path} has {len(file["lengths"])} responses, not {attempts} to each of {len(problems)} problems; '
+                'delete it, then it is made anew.')
         rows = [part.tolist() for part in np.split(file['tokens'], np.cumsum(file['lengths'])[:-1])]
     return FirstAttempts(problems, [rows[i:i + attempts] for i in range(0, len(rows), attempts)])

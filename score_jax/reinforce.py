@@ -77,19 +77,17 @@ def sampler(config: SamplingConfig, task: tasks.Task, turns: int, temperature: f
 
 
 def pretrained(config) -> str:
-    """The directory that says a stage's model: what it starts from or is held to, if that is one, else `pretrained`.
+    """The directory that 'base' and a stage's model are: `pretrained`, else what it starts from or is held to.
 
     Raises:
       UserError: a path that is no directory.
     """
-    for key in ('start_from', 'reference'):
-        if '/' in getattr(config, key):
-            if not Path(getattr(config, key)).expanduser().is_dir():
-                raise UserError(
-                    f'config.{key} is {getattr(config, key)!r}, which is no directory; name that of a Hugging Face '
-                    'model, or a stage.')
-            return getattr(config, key)
-    return config.pretrained
+    directories = {key: getattr(config, key) for key in ('start_from', 'reference') if '/' in getattr(config, key)}
+    for key, value in directories.items():
+        if not Path(value).expanduser().is_dir():
+            raise UserError(
+                f'config.{key} is {value!r}, which is no directory; name that of a Hugging Face model, or a stage.')
+    return config.pretrained or next(iter(directories.values()), '')
 
 
 class Reinforce(Stage):

@@ -37,8 +37,11 @@ def run(config, workdir: Path) -> None:
 def _study(config, workdir: Path) -> None:
     """A pipeline for each seed, in a folder of its own, and the tables over all seeds that have results."""
     seeds = config.get('seeds')
-    if not isinstance(seeds, (tuple, list)) or not seeds or len({*seeds}) < len(seeds):
-        raise UserError(f'config.seeds is {seeds!r}; it must be a tuple of different seeds, at least one.')
+    numbers = isinstance(seeds, (tuple, list)) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not numbers or not seeds or len({*seeds}) < len(seeds):
+        raise UserError(
+            f'config.seeds is {seeds!r}; it must be a tuple of different seeds, at least one, each an integer from 0 '
+            'on.')
     for seed in seeds:
         config.seed = seed  # the sections follow
         progress.say(f'study: seed {seed} of {tuple(seeds)}')
@@ -95,7 +98,8 @@ def _sections(config, workdir: Path) -> list:
     if config.get('kind') != 'reinforce':
         return [config]
     settings.read(ReinforceConfig, config)  # names what is missing before anything is looked for
-    before = {} if pretrained(config) or config.dry_run else config.before
+    made = not pretrained(config) and not config.dry_run and config.before.get('stage') == config.start_from
+    before = config.before if made else {}  # of another stage than start_from it would be made for nothing
     if before and not checkpoint.exists(StageDirectory(workdir, config.start_from, {}).checkpoints):
         progress.say(f'{config.stage}: {workdir} has no {config.start_from} to start from; it is made first')
         return [before, config]

@@ -20,6 +20,7 @@ from score_jax.workdir import StageDirectory
 
 RANDOM = 'random'  # in place of a stage's name: freshly initialised parameters
 _BASE = 'base'  # the stage that `config.pretrained` stands for
+_OWN_FILE = (_BASE, 'stage1', 'stage1b', 'stage2')  # stages whose config is the file of that name
 
 
 def weights(stage: str, directory: str) -> Path | None:
@@ -36,15 +37,19 @@ def stage_checkpoints(workdir: Path, stage: str) -> checkpoint.Checkpoints:
     directory = StageDirectory(workdir, stage, {}).checkpoints
     if not checkpoint.exists(directory):
         raise UserError(
-            f'{directory} holds no checkpoint of {stage!r}; first run '
-            f'python launch/main.py --config=configs/{stage}.py --workdir={workdir}')
+            f'{directory} holds no checkpoint of {stage!r}; first run {_command(stage, workdir)}')
     checkpoints = checkpoint.Checkpoints(directory)
     steps, latest = StageDirectory(workdir, stage, {}).saved_config().get('steps', 0), checkpoints.latest()
     if latest < steps:
         raise UserError(
-            f'{directory} is at step {latest} of {steps}; run {stage!r} to its end first: '
-            f'python launch/main.py --config=configs/{stage}.py --workdir={workdir}')
+            f'{directory} is at step {latest} of {steps}; run {stage!r} to its end first: {_command(stage, workdir)}')
     return checkpoints
+
+
+def _command(stage: str, workdir: Path) -> str:
+    """What makes a stage; which config has those that have no file of their own, the user knows."""
+    file = f'configs/{stage}.py' if stage in _OWN_FILE else '<the config of that stage>'
+    return f'python launch/main.py --config={file} --workdir={workdir}'
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'mesh', 'dtype'))

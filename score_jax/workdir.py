@@ -103,6 +103,6 @@ def write_json(path: Path, value) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + '.tmp')
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')  # another process may write the same file
     temporary.write_text(text)
     os.replace(temporary, path)

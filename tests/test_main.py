@@ -185,6 +185,11 @@ def test_a_value_that_cannot_work_is_refused_before_anything_is_written(changes,
     assert named in refusal(make(stage1, STAGE1, **changes), tmp_path / 'w')
 
 
+def test_only_the_stage_that_is_missing_is_made_before(tmp_path):
+    text = refusal(make(stage1, STAGE1, start_from='sft'), tmp_path / 'w')
+    assert "holds no checkpoint of 'sft'; first run" in text and '--config=<the config of that stage>' in text
+
+
 def test_a_missing_reference_is_refused_before_anything_is_written(copied):
     shutil.rmtree(copied / 'stage2')
     config = make(stage2, SHARED | REINFORCE, reference='base0')

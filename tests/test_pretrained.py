@@ -131,6 +131,14 @@ def test_stage_2_is_held_to_the_model_that_stage_1_started_from(stage, model, su
     assert built.directory._config['pretrained'] == str(model)
 
 
+def test_the_base_is_the_pretrained_model_also_where_a_stage_starts_from_another(tmp_path):
+    config = stage1.get_config()
+    config.update_from_flattened_dict({'pretrained': '/models/base', 'start_from': str(tmp_path), 'reference': 'base'})
+    assert reinforce.pretrained(config) == '/models/base'
+    config.pretrained = ''
+    assert reinforce.pretrained(config) == str(tmp_path)
+
+
 @pytest.mark.parametrize('place', ['stage', 'model', 'converted'])
 def test_any_of_them_may_be_tried(place, stage, model, tmp_path):
     where = {'stage': stage[0], 'model': model, 'converted': tmp_path / 'ours'}[place]

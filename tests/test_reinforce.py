@@ -125,6 +125,12 @@ def test_a_store_comes_back_as_it_was_written(tmp_path):
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['first_attempts.npz']
 
 
+def test_a_store_of_another_size_is_refused(tmp_path):
+    offline.write(tmp_path / 'first_attempts.npz', [[1, 2], [3], [4]])
+    with pytest.raises(UserError, match='has 3 responses, not 2 to each of 2 problems; delete it'):
+        offline.read(tmp_path / 'first_attempts.npz', ['p', 'q'], 2)
+
+
 def test_what_is_drawn_is_drawn_once_a_step():
     stored = FirstAttempts(list('abcde'), [[[10 * i + j] for j in range(4)] for i in range(5)])
     for step in range(5):

@@ -97,7 +97,7 @@ def test_every_seed_has_its_folder_and_every_section_its_seed(tmp_path, monkeypa
     assert set(made['evaluate'].methods) == {'self_refine', *stages} - {'evaluation'}
 
 
-@pytest.mark.parametrize('seeds', [(), (1, 1), 3])
+@pytest.mark.parametrize('seeds', [(), (1, 1), 3, ('a',), (-1,), (0.5,), ([1],)])
 def test_seeds_that_make_no_sense_are_said(seeds, tmp_path):
     made = config.get_config()
     with made.ignore_type():

@@ -10,6 +10,7 @@ from score_jax.baselines.supervised import Supervised, encode_dialogue
 from score_jax.errors import UserError
 from score_jax.reinforce import SamplingConfig, sampler
 from score_jax.tasks import prompt_tokens
+from score_jax.tasks.countdown import Countdown
 
 TINY = {
     'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
@@ -88,6 +89,12 @@ def test_a_dialogue_of_one_turn_is_an_error(tmp_path):
     config.turns = 1
     with pytest.raises(UserError, match='config.turns is 1'):
         Supervised(config, tmp_path)
+
+
+def test_a_task_without_dialogues_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.delattr(Countdown, 'dialogues')
+    with pytest.raises(UserError, match="config.task.name is 'countdown', for which no dialogues"):
+        Supervised(base.get_config(), tmp_path)
 
 
 @pytest.mark.parametrize('steps', [-1, 10_000])

@@ -59,6 +59,10 @@ class Supervised(Stage):
 
     def __init__(self, section, workdir: Path):
         super().__init__(settings.read(SupervisedConfig, section), section, workdir)
+        if not hasattr(self.task, 'dialogues'):
+            raise UserError(
+                f'config.task.name is {self.config.task["name"]!r}, for which no dialogues can be generated to learn '
+                "from; set config.pretrained to the directory of a model, or config.task.name to 'countdown'.")
 
     def start(self) -> dict:
         progress.say(f'{self.config.stage}: starts from random parameters (seed {self.config.seed})')
