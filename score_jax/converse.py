@@ -86,8 +86,8 @@ def load(
     if not {'model', 'task', 'tokenizer'} <= config.keys():
         raise UserError(f'{directory.path} has checkpoints but no config.json that says what they are; bring it back.')
     task = tasks.make(
-        _whole_task(config['task'], data_dir), config['tokenizer'] or config.get('pretrained', ''),
-        config.get('chat', ''))
+        _whole_task(config['task'], data_dir), config['tokenizer'], config.get('chat', ''),
+        config.get('pretrained', ''))
     shape = convert.saved_model(directory.checkpoints)
     sampling = _sampling(
         task, turns, config.get('temperature', 1.0) if temperature is None else temperature,

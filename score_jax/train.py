@@ -87,7 +87,7 @@ def task_and_model(config) -> tuple[tasks.Task, model.ModelConfig]:
         raise UserError(
             f'config.pretrained is {config.pretrained!r}, which is no directory; name the one of a Hugging Face model, '
             'where config.json, safetensors and tokenizer lie.')
-    task = tasks.make(config.task, config.tokenizer or config.pretrained, config.chat)
+    task = tasks.make(config.task, config.tokenizer, config.chat, config.pretrained)
     return task, model_config(config.model, task, config.pretrained)
 
 

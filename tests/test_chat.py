@@ -162,6 +162,19 @@ def test_a_chat_needs_the_tokenizer_of_a_model():
         tasks.make(section, '', 'qwen')
 
 
+def test_a_tokenizer_without_a_template_is_held_to_that_of_the_model(tmp_path, capsys):
+    section = dict(name='countdown', numbers=3, largest=9, limit=40, test_share=0.3, instruction='again :')
+    model = tiny_tokenizers.write(tmp_path / 'model', 'qwen2.5')
+    file = tmp_path / 'tokenizer.json'
+    file.write_bytes((model / 'tokenizer.json').read_bytes())
+    alone, held = (tasks.make(section, str(file), 'qwen', place).tokenizer.prompt('x') for place in ('', str(model)))
+    assert held == tasks.make(section, '', 'qwen', str(model)).tokenizer.prompt('x') != alone
+    assert capsys.readouterr().out.count('is not confirmed by a chat template') == 1
+    (model / 'chat_template.jinja').write_text(TEMPLATES['qwen2.5'].replace('<|im_end|>', '<|endoftext|>'))
+    with pytest.raises(UserError, match='lays out a chat in another way'):
+        tasks.make(section, str(file), 'qwen', str(model))
+
+
 @pytest.mark.parametrize('family', ['gemma', 'qwen2.5'])
 def test_the_second_turn_stands_behind_the_exact_first_which_is_closed_if_it_was_not(family, chats, folder):
     """Rows that ended with the token of the chat, with the other one, and that were cut short."""

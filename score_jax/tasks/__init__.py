@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from score_jax import chat as chats
-from score_jax import settings, tokenizers
+from score_jax import progress, settings, tokenizers
 from score_jax.errors import UserError
 from score_jax.rewards import Verdict
 from score_jax.tasks import code, maths
 from score_jax.tasks.countdown import Countdown, CountdownConfig
 from score_jax.tokenizers import Tokenizer
+
+_say_once = functools.cache(progress.say)  # every stage of a pipeline makes its task
 
 
 class Task(Protocol):
@@ -82,19 +85,21 @@ def _module(file: Path):
     return module
 
 
-def make(section: Mapping, tokenizer: str = '', chat: str = '') -> Task:
+def make(section: Mapping, tokenizer: str = '', chat: str = '', pretrained: str = '') -> Task:
     """The task that `config.task` names.
 
     Args:
       section: `config.task`.
-      tokenizer: a file, or the directory of a Hugging Face model; '' is the task's own.
+      tokenizer: a file, or the directory of a Hugging Face model; '' is that of `pretrained`, or else the task's own.
       chat: the format of prompts and instructions, a row of `score_jax.chat.FORMATS`; '' is plain text.
+      pretrained: the directory of a Hugging Face model; its chat template counts where the tokenizer has none beside it.
 
     Raises:
-      UserError: no such task, key, file or format; or the format is not that of the template beside the tokenizer.
+      UserError: no such task, key, file or format; or the format is not that of the chat template.
     """
     values = dict(section)
     task, config = find(values.pop('name', None))
+    tokenizer = tokenizer or pretrained
     made = tokenizers.load(tokenizer) if tokenizer else None
     if chat:
         if made is None:
@@ -102,7 +107,14 @@ def make(section: Mapping, tokenizer: str = '', chat: str = '') -> Task:
                 f'config.chat is {chat!r}, but the tokenizer is the task\'s own, which knows no chat; name that of the '
                 'model in config.tokenizer.')
         place = Path(tokenizer).expanduser()
-        made = chats.chat(made, chat, place if place.is_dir() else place.parent)
+        beside = place if place.is_dir() else place.parent
+        places = [beside, Path(pretrained).expanduser()] if pretrained else [beside]
+        found = next(filter(chats.template, places), None)
+        if found is None:
+            _say_once(
+                f'config.chat = {chat!r} is not confirmed by a chat template: there is none in '
+                f'{" and none in ".join(map(str, places))}.')
+        made = chats.chat(made, chat, found or beside)
     return task(settings.read(config, values, 'config.task'), made)
 
 
