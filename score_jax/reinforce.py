@@ -126,6 +126,7 @@ class Reinforce(Stage):
         if config.reference_on_host:
             self._check_host()
         self._frozen: tuple[dict, dict | None] | None = None
+        self._origins: dict = {}
         self._first_attempts: offline.FirstAttempts | None = None
         self._history: list[dict] | None = None
         self._gap_checked = False
@@ -144,9 +145,10 @@ class Reinforce(Stage):
     def start(self) -> dict:
         config = self.config
         parameters = self._parameters_of(config.start_from)
-        self._parameters_of(config.reference)
-        if self._offline:
-            self._parameters_of(config.offline.source)
+        stages = [config.start_from, config.reference] + [config.offline.source] * bool(self._offline)
+        for stage in stages[1:]:
+            self._parameters_of(stage)
+        sources.check_prompts(config, self.workdir, *stages)
         if directory := weights(config.start_from, config.pretrained):
             progress.say(f'{config.stage}: starts from the model in {directory}')
         elif config.start_from == RANDOM:
@@ -172,7 +174,7 @@ class Reinforce(Stage):
             seed=stage_seed(self.config.seed, RANDOM))
 
     def meta(self) -> dict:
-        return {'lora': self._lora_record()} if self.learner.lora else {}
+        return {'origins': self._origins} | ({'lora': self._lora_record()} if self.learner.lora else {})
 
     def _lora_record(self) -> dict:
         """What the adapters are, and what they stand beside."""
@@ -230,6 +232,8 @@ class Reinforce(Stage):
         """
         if self._frozen is None:
             config = self.config
+            self._origins = sources.origins(
+                (config.start_from, config.reference), self.directory.path, config.pretrained)
             if self.learner.lora:
                 record = self._lora_record()
                 if exists(self.directory.checkpoints):  # goes on: from what it was begun with, or not at all

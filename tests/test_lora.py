@@ -142,6 +142,7 @@ def test_a_checkpoint_holds_adapters_and_their_moments_alone_and_names_the_base(
     record = checkpoints.meta()['lora']
     assert (record['base'], record['rank']) == ('base', 2)
     assert record['identity'] == latest(workdir, 'base').checksum()
+    assert checkpoints.meta()['origins'] == {name: latest(workdir, name).checksum() for name in ('base', 'stage1')}
 
 
 def test_the_first_step_starts_at_the_base_and_the_second_stage_at_the_first(workdir):

@@ -166,6 +166,16 @@ def test_a_stage_that_goes_on_ends_as_one_that_was_left_alone(workdir):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_stage_goes_on_with_the_base_that_it_was_begun_with_alone(tmp_path):
+    for name, meta in (('base', {}), ('star', {'origins': {'base': 'another'}})):
+        checkpoints = Checkpoints(tmp_path / name / 'checkpoints')
+        checkpoints.save(1, {'params': {}, 'x': jax.numpy.ones(2)}, meta=meta)
+        checkpoints.close()
+    made = make(tmp_path)
+    with pytest.raises(UserError, match="star was begun with 'base' as it was then, which has changed since"):
+        made.step(None, 4)
+
+
 @pytest.mark.parametrize('changes, sentence', [
     ({'pairs': 'both'}, "config.pairs is 'both'; it must be one of rollout, problem"),
     ({'steps': 7}, 'config.steps is 7, which config.iterations = 2 does not divide; 6 would do'),

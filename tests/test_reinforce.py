@@ -89,6 +89,16 @@ def test_a_stage_that_goes_on_ends_the_same_to_the_bit(mixture, tmp_path, store)
         assert lines(workdir, name) == lines(mixture, name)
 
 
+def test_a_stage_goes_on_with_the_base_that_it_was_begun_with_alone(tmp_path):
+    for name, meta in (('base', {}), ('stage1', {'origins': {'base': 'another'}})):
+        checkpoints = Checkpoints(tmp_path / name / 'checkpoints')
+        checkpoints.save(1, {'params': {}, 'x': jax.numpy.ones(2)}, meta=meta)
+        checkpoints.close()
+    made = stage(tmp_path, reference='base')
+    with pytest.raises(UserError, match="stage1 was begun with 'base' as it was then, which has changed since"):
+        made.frozen()
+
+
 def test_given_attempts_are_those_of_the_store_and_of_its_problems(mixture):
     made = stage(mixture)
     problems, given = made._problems(2)

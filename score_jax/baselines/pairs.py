@@ -128,20 +128,27 @@ class Pairs(Stage):
         sampler(config.rollout, self.task, 2, config.temperature).check_length(
             self.task.longest_prompt('train'), len(self._instruction))
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
+        self._origins: dict = {}
 
     def start(self) -> dict:
         config = self.config
         parameters = sources.find(
             config.start_from, self.workdir, self.model, self.mesh, pretrained=config.pretrained,
             seed=stage_seed(config.seed, sources.RANDOM))
+        sources.check_prompts(config, self.workdir, config.start_from)
         progress.say(f'{config.stage}: starts from {config.start_from}')
         return lora.merge(parameters(config.memory.params), config.memory.params)
+
+    def meta(self) -> dict:
+        return {'origins': self._origins}
 
     def step(self, state, step: int):
         iteration, within = divmod(step, self.config.schedule_steps)
         found: dict = {}
         lines: list[dict] = []
         path = self.directory.path / f'pairs-{iteration}.npz'
+        if self._rows is None or within == 0:  # goes on, or begins an iteration
+            self._origins = sources.origins((self.config.start_from,), self.directory.path, self.config.pretrained)
         if within == 0:
             self.watch.enter('sampling')
             rows, found, lines = self._make(state.params, iteration)
@@ -193,9 +200,7 @@ class Pairs(Stage):
         problems = self.task.problems('train', config.problems, seed=self.seed, step=iteration)
         shards = sharding.batch_shards(self.mesh)
         batch = -(-_BATCH // shards) * shards
-        for part, start in enumerate(range(0, len(problems), batch)):
-            some = problems[start:start + batch]
-            padded = some + some[:1] * (batch - len(some))
+        for part, (some, padded) in enumerate(tasks.batches(problems, batch)):
             grader = grading.Grader(self.task, padded)
             trajectory = rollout.sample(
                 params, self.model, self.sampler, self.mesh, [tasks.prompt_tokens(self.task, p) for p in padded],
