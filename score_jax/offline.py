@@ -67,9 +67,7 @@ def sample(
 ) -> list[list[int]]:
     """`attempts` responses of one turn to each of `problems`, side by side, `batch` problems at a time."""
     rows: list[list[int]] = []
-    for step, start in enumerate(range(0, len(problems), batch)):
-        part = problems[start:start + batch]
-        padded = part + part[:1] * (batch - len(part))
+    for step, (part, padded) in enumerate(tasks.batches(problems, batch)):
         trajectory = rollout.sample(
             params, config, sampling, mesh, [tasks.prompt_tokens(task, problem) for problem in padded], [],
             forks=(attempts,), seed=seed, step=step)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +116,13 @@ def make(section: Mapping, tokenizer: str = '', chat: str = '', pretrained: str 
                 f'{" and none in ".join(map(str, places))}.')
         made = chats.chat(made, chat, found or beside)
     return task(settings.read(config, values, 'config.task'), made)
+
+
+def batches(problems: list, size: int) -> Iterator[tuple[list, list]]:
+    """`size` problems at a time; and the same, the last of them padded to as many with the first among them."""
+    for start in range(0, len(problems), size):
+        part = problems[start:start + size]
+        yield part, part + part[:1] * (size - len(part))
 
 
 def prompt_tokens(task: Task, problem) -> list[int]:
