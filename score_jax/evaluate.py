@@ -315,9 +315,7 @@ def measure(
     """
     turns: list[list[grading.Attempt]] = [[] for _ in range(sampling.turns)]
     instruction = instruction or tasks.instruction_tokens(task)
-    for step, start in enumerate(range(0, len(problems), batch)):
-        part = problems[start:start + batch]
-        padded = part + part[:1] * (batch - len(part))
+    for step, (part, padded) in enumerate(tasks.batches(problems, batch)):
         grader = grading.Grader(task, padded, ungraded)
         rollout.sample(
             params, config, sampling, mesh, [tasks.prompt_tokens(task, problem) for problem in padded], instruction,
