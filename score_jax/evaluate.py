@@ -146,6 +146,7 @@ class Evaluation:
         self._parameters = {  # before anything is measured: a stage that is not done is refused
             stage: sources.find(stage, self.workdir, self.model, self.mesh, pretrained=config.pretrained)
             for stage in map(self._stage, methods)}
+        sources.check_prompts(config, self.workdir, *self._parameters)
         self.directory.open()
         stages = [method for method in methods if method != self_refine.METHOD]
         cells = [self._row(method, temperature) for temperature in config.temperatures for method in methods]

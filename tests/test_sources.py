@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import pytest
 from helpers import mesh_of, tiny
 
+from configs import evaluate
 from score_jax import sources
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
+from score_jax.evaluate import Evaluation
 
 PARAMS = {'x': jnp.ones(3)}
 TASK = {'name': 'jsonl', 'prompt': '{problem}\n', 'instruction': 'Again.', 'train': 'a'}
@@ -63,6 +65,16 @@ def test_other_problems_and_what_is_allowed_to_change_are_not(here, tmp_path):
     (tmp_path / 'stage1').mkdir()
     (tmp_path / 'stage1' / 'config.json').write_text(json.dumps(CONFIG))
     sources.check_prompts(types.SimpleNamespace(**CONFIG | here), tmp_path, 'stage1', 'random', '/a/model', 'absent')
+
+
+def test_an_evaluation_asks_as_the_stages_were_asked(tmp_path):
+    save(tmp_path, 'base')
+    (tmp_path / 'base' / 'config.json').write_text(json.dumps({'task': {'name': 'countdown', 'instruction': 'Again.'}}))
+    config = evaluate.get_config()
+    config.batch = 400  # which any mesh of the tests divides
+    told = refusal(Evaluation(config, tmp_path).run)
+    assert "base was trained with config.task.instruction = 'Again.', not 'check :'" in told
+    assert not (tmp_path / 'evaluation').exists()
 
 
 def test_a_stage_goes_on_from_what_it_was_begun_with_alone(tmp_path):
