@@ -2,7 +2,8 @@
 
 Reads WORKDIR/seedN/results.json of every seed that has one; writes
 
-    WORKDIR/study.json    the rows of all seeds as they stand in results.json; Stage II is named `score`
+    WORKDIR/study.json    the rows of all seeds as they stand in results.json, without their tables by group and their
+                          histograms; Stage II is named `score`
     WORKDIR/study.md      the tables
     WORKDIR/study.html    the tables and the figures in one page
     WORKDIR/study.pdf     the figures, for print
@@ -29,6 +30,7 @@ from score_jax.metrics import CONFIDENCE
 from score_jax.workdir import write_json
 
 SCORE = 'score'
+_LEFT_OUT = ('by', 'edit_histogram')
 FIGURES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
 _HEADS = ('accuracy@t1', 'accuracy@t2', 'delta', 'i->c', 'c->i', 'changed')
 
@@ -74,6 +76,7 @@ def collect(workdir: Path) -> list[dict]:
     rows = [row for path in paths for row in json.loads(path.read_text())]
     if not rows:
         raise UserError(f'{workdir} has no seedN/results.json; run configs/study.py first.')
+    rows = [{key: value for key, value in row.items() if key not in _LEFT_OUT} for row in rows]
     return [row | {'method': SCORE if row['method'] == 'stage2' else row['method']} for row in rows]
 
 

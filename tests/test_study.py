@@ -13,7 +13,7 @@ from score_jax.errors import UserError
 
 def row(method, seed, t1, t2, temperature=1.0):
     return {'method': method, 'seed': seed, 'temperature': temperature, 'n': 100, 't1': t1, 't2': t2, 'delta': t2 - t1,
-            'i_to_c': 0.1, 'c_to_i': 0.0, 'changed': 0.5}
+            'i_to_c': 0.1, 'c_to_i': 0.0, 'changed': 0.5, 'by': {'level': {}}}
 
 
 ROWS = [row('base', 0, 0.3, 0.2), row('stage2', 0, 0.5, 0.6), row('base', 1, 0.4, 0.2), row('stage2', 1, 0.5, 0.7),
@@ -56,7 +56,7 @@ def test_all_files_are_written_and_stage_2_is_named_score(workdir):
     for path in study.write(workdir):
         assert path.stat().st_size > 100
     rows = json.loads((workdir / 'study.json').read_text())
-    assert rows == [row | {'method': row['method'].replace('stage2', 'score')}
+    assert rows == [{key: row[key] for key in row if key != 'by'} | {'method': row['method'].replace('stage2', 'score')}
                     for seed in range(3) for row in ROWS if row['seed'] == seed]
     text = (workdir / 'study.md').read_text()
     assert '| base | 33.3 [19.0, 47.7] | 23.3' in text
