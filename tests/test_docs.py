@@ -16,7 +16,6 @@ import dataclasses
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -148,7 +147,7 @@ def visit(clone: Path, command: str) -> None:
         with urllib.request.urlopen(server.stdout.readline().split()[0], timeout=_SECONDS) as page:
             assert b'<title>score_jax</title>' in page.read()
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()
         server.communicate(timeout=_SECONDS)
 
 
