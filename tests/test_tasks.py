@@ -312,12 +312,12 @@ def test_records_may_be_compressed(tmp_path):
 
 def test_the_task_of_the_documentation_is_one(monkeypatch):
     page = (ROOT / 'docs' / 'tasks.md').read_text()
-    code, = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    code = re.findall(r'```python\n(.*?)```', page, re.DOTALL)[0]
     assert len([line for line in code.splitlines() if line.strip()]) < 40
     names: dict = {'__name__': 'reverse'}
     monkeypatch.setitem(sys.modules, 'reverse', types.ModuleType('reverse'))  # where dataclasses looks
     exec(code, names)
-    monkeypatch.setitem(tasks.TASKS, 'reverse', (names['Reverse'], names['ReverseConfig']))
+    monkeypatch.setitem(tasks.TASKS, 'reverse', (names['Reverse'], names['Reverse'].Config))
     task = tasks.make({'name': 'reverse', 'length': 4, 'instruction': ' again: '})
     train, test = task.problems('train', 500, seed=0, step=3), task.distinct_problems('test', 20, seed=0)
     assert train == task.problems('train', 500, seed=0, step=3) != task.problems('train', 500, seed=0, step=4)
