@@ -1,7 +1,7 @@
 """The paper's supervised baselines: `--config=configs/baselines.py:NAME`, each a stage of its own in the workdir.
 
-As many updates as Stage I and Stage II together. STaR samples as many responses as they do; Pair-SFT somewhat fewer, which
-make more pairs than its updates see.
+As many updates as Stage I and Stage II together. STaR samples as many responses as they do; Pair-SFT somewhat fewer,
+which make more pairs than its updates see.
 """
 
 import sys

@@ -5,6 +5,7 @@ import sys
 from ml_collections import ConfigDict
 
 from configs import tasks
+from score_jax.settings import SHARED
 
 
 def shared() -> ConfigDict:
@@ -64,7 +65,7 @@ def shared() -> ConfigDict:
 
 def refer(config: ConfigDict, source: ConfigDict) -> ConfigDict:
     """Lets the shared keys of `config` follow those of `source`, also when they are overridden."""
-    for key in ('seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh'):
+    for key in SHARED:
         if isinstance(source[key], ConfigDict):
             for name in source[key]:
                 config[key][name] = source[key].get_ref(name)

@@ -16,15 +16,17 @@ from ml_collections import config_flags
 
 from score_jax import health
 from score_jax.errors import UserError
+from score_jax.settings import SHARED
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file in configs/, and FILE.py:NAME for a preset of it.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/score', 'Where everything is written, and looked for.')
 _KEYS = flags.DEFINE_bool('keys', False, 'Print every key of the config with its value and meaning, and run nothing.')
 flags.mark_flag_as_required('config')
 
-# What to run behind a config of configs/, and the keys that both must have alike.
-_NEXT = {'base': 'stage1', 'stage1': 'stage2', 'stage1b': 'stage2', 'stage2': 'evaluate', 'ablation': 'evaluate'}
-_SHARED = ('seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh')
+# What to run behind a config of configs/; presets of some are stages that the evaluation must be told of.
+_NEXT = {'base': 'stage1', 'stage1': 'stage2', 'stage1b': 'stage2', 'stage2': 'evaluate', 'ablation': 'evaluate',
+         'baselines': 'evaluate'}
+_NAMED = ('ablation', 'baselines')
 
 
 def parse(argv):
@@ -51,14 +53,16 @@ def following(workdir: str) -> str:
     path, _, preset = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     place = f'--workdir={shlex.quote(workdir)}'
     name = _NEXT.get(Path(path).stem)
+    if Path(path).stem == 'study':
+        return f'python launch/watch.py {place}'
     if not name:
         return f'python launch/try.py {place}\n         python launch/watch.py {place}'
     given = config_flags.get_override_values(flags.FLAGS['config'])
     shared = ''.join(
-        f' {shlex.quote(f"--config.{key}={value}")}' for key, value in given.items() if key.split('.')[0] in _SHARED)
+        f' {shlex.quote(f"--config.{key}={value}")}' for key, value in given.items() if key.split('.')[0] in SHARED)
     if Path(path).stem == 'stage1b':
         preset = 'three_turns'
-    elif Path(path).stem == 'ablation':
+    elif Path(path).stem in _NAMED:
         shared += ' ' + shlex.quote(f'--config.methods=({preset!r},)')
     preset = f':{preset}' if preset in importlib.import_module(f'configs.{name}').PRESETS else ''
     return f'python launch/main.py --config=configs/{name}.py{preset} {place}{shared}'

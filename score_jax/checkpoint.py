@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from score_jax.bits import mix, places
 from score_jax.errors import UserError
 
 PyTree = Any
@@ -275,16 +276,7 @@ def _checksum(x: jax.Array) -> jax.Array:
     """
     bits = x.astype(jnp.uint8) if x.dtype == bool else x
     bits = jax.lax.bitcast_convert_type(bits, f'uint{8 * min(bits.dtype.itemsize, 4)}').astype(jnp.uint32)
-    index = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-
-    def mix(h):  # the finaliser of MurmurHash3
-        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-        return h ^ (h >> 16)
-
-    return jnp.sum(mix(bits ^ mix(index)), dtype=jnp.uint32)
+    return jnp.sum(mix(bits ^ mix(places(bits.shape))), dtype=jnp.uint32)
 
 
 def _record_checksum(record: dict) -> str:

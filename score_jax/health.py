@@ -70,8 +70,8 @@ class StopSignals:
     def __exit__(self, kind, *exc) -> None:
         if not self._before:
             return
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
         signal.set_wakeup_fd(self._before_wakeup)
         os.close(self._writer)
         if self.received and kind is None:

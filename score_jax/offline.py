@@ -8,13 +8,12 @@ Which of them a step sees is a function of (seed, step) alone, and so is the fil
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from score_jax import model, rollout, tasks
+from score_jax import model, ragged, rollout, tasks
 from score_jax.errors import UserError
 
 
@@ -76,24 +75,15 @@ def sample(
     return rows
 
 
-def write(path: Path, rows: list[list[int]]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name('unfinished-' + path.name)
-    np.savez(temporary, tokens=np.concatenate(rows).astype(np.int32), lengths=np.array([len(row) for row in rows]))
-    os.replace(temporary, path)
-
-
 def read(path: Path, problems: list, attempts: int) -> FirstAttempts:
-    """What `write` wrote of `attempts` responses to each of `problems`.
+    """What `ragged.write` wrote, as `tokens`, of `attempts` responses to each of `problems`.
 
     Raises:
       UserError: there are more or fewer.
     """
-    with np.load(path) as file:
-        if len(file['lengths']) != len(problems) * attempts:
-            raise UserError(
-                f'{path} has {len(file["lengths"])} responses, not {attempts} to each of {len(problems)} problems; '
-                'delete it, then it is made anew.')
-        rows = [part.tolist() for part in np.split(file['tokens'], np.cumsum(file['lengths'])[:-1])]
+    rows = ragged.read(path)['tokens']
+    if len(rows) != len(problems) * attempts:
+        raise UserError(
+            f'{path} has {len(rows)} responses, not {attempts} to each of {len(problems)} problems; delete it, then it '
+            'is made anew.')
     return FirstAttempts(problems, [rows[i:i + attempts] for i in range(0, len(rows), attempts)])

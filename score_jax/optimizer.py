@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from score_jax.bits import mix, places
 from score_jax.errors import UserError
 from score_jax.sharding import replicated
 
@@ -125,22 +126,12 @@ def _stored(tree, like, key: jax.Array):
         for index, (x, y) in enumerate(zip(arrays, jax.tree.leaves(like), strict=True)))
 
 
-def _mix(h):
-    """The finaliser of MurmurHash3, a bijection of uint32."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
-
-
 def round_at_random(x, key: jax.Array):
     """float32 `x [...]` in bfloat16: one of its two neighbours there, the nearer more often, so that the mean is `x`.
 
     The noise is a hash of `key` and of the place in the array. That fuses with what stands around it; the bits of
     `jax.random` are arrays of their own, larger than what is saved.
     """
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    noise = _mix(_mix(place) ^ jax.random.bits(key, (), jnp.uint32)) >> 16
+    noise = mix(mix(places(x.shape)) ^ jax.random.bits(key, (), jnp.uint32)) >> 16
     bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    grading, lora, metrics, monitor, objective, offline, plan, progress, rollout, settings, sharding, sources,
+    grading, lora, metrics, monitor, objective, offline, plan, progress, ragged, rollout, settings, sharding, sources,
     tasks)
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
@@ -255,7 +255,7 @@ class Reinforce(Stage):
             problems = self.task.problems('train', config.problems, seed=seed, step=0)
             if not path.exists():
                 progress.say(f'{self.config.stage}: {config.source} makes its first attempts ({path})')
-                offline.write(path, offline.sample(
+                ragged.write(path, tokens=offline.sample(
                     self._parameters_of(config.source)(jnp.float32), self.model,
                     dataclasses.replace(self.sampler, turns=1), self.mesh, self.task, problems,
                     attempts=config.attempts, batch=self.config.batch, seed=seed))

@@ -87,8 +87,7 @@ def _build(section, workdir: Path, alone: bool):
 def _sections(config, workdir: Path) -> list:
     """The configs of the stages to run: those of a pipeline; a stage with what must come before it."""
     if config.get('kind') in ('pipeline', 'study'):
-        shared = {'seed', 'seeds', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh'}
-        unread = set(config.keys()) - {'kind', 'order'} - shared - set(config.order)
+        unread = set(config.keys()) - {'kind', 'order', 'seeds', *settings.SHARED, *config.order}
         if unread or not set(config.order) <= set(config.keys()):
             raise UserError(
                 f'config.order is {tuple(config.order)}; it must name sections of the config, and every section '

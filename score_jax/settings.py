@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 from score_jax.errors import UserError
 
+SHARED = ('seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh')  # keys that the stages of a workdir share
+
 
 def read(cls, section: Mapping, path: str = 'config', **derived):
     """The dataclass `cls` from the keys of `section`, nested dataclasses from nested sections.

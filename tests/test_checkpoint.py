@@ -297,7 +297,7 @@ def test_whatever_happens_to_the_files_a_run_goes_on_from_true_numbers_or_is_ref
 
 
 def test_the_next_save_takes_the_number_of_a_damaged_one_and_what_is_moved_aside_is_kept(copy):
-    for time in range(2):
+    for _ in range(2):
         (copy / '5/meta/metadata').write_text('{}')
         checkpoints = Checkpoints(copy)
         assert checkpoints.resume(make_state())[0] == 3

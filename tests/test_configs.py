@@ -18,10 +18,10 @@ from score_jax.optimizer import OptimizerConfig
 from score_jax.model import ModelConfig
 from score_jax.reinforce import ReinforceConfig
 from score_jax.run import run
+from score_jax.settings import SHARED
 from score_jax.tasks.countdown import CountdownConfig
 
 STAGES = {'base': SupervisedConfig, 'stage1': ReinforceConfig, 'stage2': ReinforceConfig, 'evaluate': EvaluateConfig}
-SHARED = ('seed', 'task', 'pretrained', 'tokenizer', 'chat', 'model', 'mesh')
 OTHER = {int: 'text', float: 'text', bool: 'text', str: 5, tuple: 5, ConfigDict: 5}  # a value of another type
 
 

@@ -248,3 +248,22 @@ def test_a_fault_inside_a_config_file_is_shown_where_it_is(body, fault, tmp_path
         [sys.executable, 'launch/main.py', f'--config={path}', f'--workdir={tmp_path}'], cwd=ROOT, capture_output=True,
         text=True, check=False)
     assert done.returncode == 1 and fault in done.stderr and str(path) in done.stderr
+
+
+@pytest.mark.parametrize('flags, then', [
+    (['--config=configs/base.py:smoke'], 'python launch/main.py --config=configs/stage1.py:smoke --workdir=a'),
+    (['--config=configs/stage1.py', '--config.seed=3', '--config.steps=2'],
+     'python launch/main.py --config=configs/stage2.py --workdir=a --config.seed=3'),
+    (['--config=configs/stage1b.py'], 'python launch/main.py --config=configs/stage2.py:three_turns --workdir=a'),
+    (['--config=configs/ablation.py:multi_turn'],
+     """python launch/main.py --config=configs/evaluate.py --workdir=a '--config.methods=('"'"'multi_turn'"'"',)'"""),
+    (['--config=configs/baselines.py:star'],
+     """python launch/main.py --config=configs/evaluate.py --workdir=a '--config.methods=('"'"'star'"'"',)'"""),
+    (['--config=configs/study.py'], 'python launch/watch.py --workdir=a'),
+    (['--config=configs/evaluate.py'],
+     'python launch/try.py --workdir=a\n         python launch/watch.py --workdir=a')])
+def test_the_next_command_goes_on_from_what_was_run(flags, then):
+    code = ('import sys; from absl import flags; from launch import main; flags.FLAGS(["main", *sys.argv[1:]]); '
+            'print(main.following("a"))')
+    done = subprocess.run([sys.executable, '-c', code, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.rstrip('\n') == then, done.stderr

@@ -11,7 +11,7 @@ import pytest
 from helpers import mesh_of
 
 from configs import stage1
-from score_jax import offline, sharding
+from score_jax import offline, ragged, sharding
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.offline import FirstAttempts, OfflineConfig
@@ -127,16 +127,14 @@ def test_warnings_stand_in_the_metrics_and_are_said_once(mixture, capsys, monkey
     assert capsys.readouterr().out == f'stage1       5/{STEPS}  warning: after 5\n'
 
 
-def test_a_store_comes_back_as_it_was_written(tmp_path):
-    rows = [[1, 2], [3], [4, 5, 6], [7]]
-    offline.write(tmp_path / 'a' / 'first_attempts.npz', rows)
-    stored = offline.read(tmp_path / 'a' / 'first_attempts.npz', ['p', 'q'], 2)
+def test_a_store_is_cut_into_the_attempts_at_each_problem(tmp_path):
+    ragged.write(tmp_path / 'first_attempts.npz', tokens=[[1, 2], [3], [4, 5, 6], [7]])
+    stored = offline.read(tmp_path / 'first_attempts.npz', ['p', 'q'], 2)
     assert stored == FirstAttempts(['p', 'q'], [[[1, 2], [3]], [[4, 5, 6], [7]]])
-    assert [path.name for path in (tmp_path / 'a').iterdir()] == ['first_attempts.npz']
 
 
 def test_a_store_of_another_size_is_refused(tmp_path):
-    offline.write(tmp_path / 'first_attempts.npz', [[1, 2], [3], [4]])
+    ragged.write(tmp_path / 'first_attempts.npz', tokens=[[1, 2], [3], [4]])
     with pytest.raises(UserError, match='has 3 responses, not 2 to each of 2 problems; delete it'):
         offline.read(tmp_path / 'first_attempts.npz', ['p', 'q'], 2)
 

@@ -46,7 +46,8 @@ def assert_same(a, b):
 
 def first_attempts(trajectory):
     masks = trajectory.turn == 1
-    return [(t[m].tolist(), l[m].tolist()) for t, l, m in zip(trajectory.tokens, trajectory.log_probs, masks)]
+    return [(tokens[own].tolist(), log_probs[own].tolist())
+            for tokens, log_probs, own in zip(trajectory.tokens, trajectory.log_probs, masks)]
 
 
 VARIANTS = [

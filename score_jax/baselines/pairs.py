@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax import grading, lora, metrics, progress, rollout, settings, sharding, sources, tasks
+from score_jax import grading, lora, metrics, progress, ragged, rollout, settings, sharding, sources, tasks
 from score_jax.baselines.supervised import lay_out
 from score_jax.errors import UserError
 from score_jax.reinforce import SamplingConfig, sampler
@@ -152,7 +151,8 @@ class Pairs(Stage):
         if within == 0:
             self.watch.enter('sampling')
             rows, found, lines = self._make(state.params, iteration)
-            write(path, rows)
+            tokens, turns = zip(*rows)
+            ragged.write(path, tokens=tokens, turns=turns)
             if iteration:
                 state = self.learner.new_state(self.start())
             self.watch.enter('the update')
@@ -217,17 +217,8 @@ class Pairs(Stage):
                 ], [turn[own.start:own.stop] for turn in attempts]
 
 
-def write(path: Path, rows: Sequence[tuple[list[int], list[int]]]) -> None:
-    """Rows of (tokens, turns), whole or not at all."""
-    temporary = path.with_name('unfinished-' + path.name)
-    tokens, turns = zip(*rows)
-    np.savez(temporary, tokens=np.concatenate(tokens).astype(np.int32), turns=np.concatenate(turns).astype(np.int32),
-             lengths=np.array([len(row) for row in tokens]))
-    os.replace(temporary, path)
-
-
 def read(path: Path, multiple: int, pad_token: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and turns of what `write` wrote, `[N, T]` each; T is a multiple of `multiple`.
+    """Tokens and turns of the pairs in a file, `[N, T]` each; T is a multiple of `multiple`.
 
     Raises:
       UserError: the file is not there.
@@ -235,7 +226,6 @@ def read(path: Path, multiple: int, pad_token: int) -> tuple[np.ndarray, np.ndar
     if not path.exists():
         raise UserError(
             f'{path} is gone, and with it what the stage was training on; move {path.parent} away to start anew.')
-    with np.load(path) as file:
-        ends = np.cumsum(file['lengths'])[:-1]
-        rows = [[part.tolist() for part in np.split(file[name], ends)] for name in ('tokens', 'turns')]
-    return rollout.pad_rows(rows[0], multiple, pad_token)[0], rollout.pad_rows(rows[1], multiple, 0)[0]
+    columns = ragged.read(path)
+    tokens, _ = rollout.pad_rows(columns['tokens'], multiple, pad_token)
+    return tokens, rollout.pad_rows(columns['turns'], multiple, 0)[0]

@@ -92,7 +92,7 @@ def make(section: Mapping, tokenizer: str = '', chat: str = '', pretrained: str 
       section: `config.task`.
       tokenizer: a file, or the directory of a Hugging Face model; '' is that of `pretrained`, or else the task's own.
       chat: the format of prompts and instructions, a row of `score_jax.chat.FORMATS`; '' is plain text.
-      pretrained: the directory of a Hugging Face model; its chat template counts where the tokenizer has none beside it.
+      pretrained: the directory of a Hugging Face model; its template counts where the tokenizer has none beside it.
 
     Raises:
       UserError: no such task, key, file or format; or the format is not that of the chat template.
