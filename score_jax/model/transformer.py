@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from score_jax.model.attention import attend, capped
 from score_jax.model.config import ModelConfig
 
 # What the backward pass finds kept of a layer; the rest it computes again.
@@ -98,31 +99,6 @@ def _rotate(x, positions, frequencies):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _capped(x, cap: float):
-    """`x`, bent so that it stays within `cap` on either side; as it is without one."""
-    return cap * jnp.tanh(x / cap) if cap else x
-
-
-def _attend(q, k, v, positions, config: ModelConfig, local):
-    """`q [B, T, H, h]` over the slots of `k, v [B, S, K, h]` that are not after each query's position.
-
-    In a local layer (`local []`) also not `window` or more positions before it.
-    """
-    b, t, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32)
-    scores = _capped(scores * (config.query_scalar or head_dim)**-0.5, config.attention_cap)
-    slots = jnp.arange(k.shape[1])
-    visible = slots <= positions[:, :, None]  # [B, T, S]
-    if config.window:
-        visible &= ~local | (slots > positions[:, :, None] - config.window)
-    # Not -inf: a query of padding beyond the cache sees no slot at all, and 0 / 0 would reach the gradient.
-    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum('bkgts,bskh->btkgh', weights, v).reshape(b, t, heads, head_dim)
-
-
 def _linear(x, w, contracted: int = 1, **kwargs):
     """`x [..., D]` times `w [D, ...]`, over the last `contracted` dimensions of x and the first of w.
 
@@ -195,7 +171,7 @@ def forward(
             k = kv.keys.at[rows, positions].set(k, mode='drop')
             v = kv.values.at[rows, positions].set(v, mode='drop')
             kv = Cache(keys=k, values=v)
-        y = _linear(_attend(q, k, v, positions, config, local), p['out'], contracted=2)
+        y = _linear(attend(q, k, v, positions, config, local), p['out'], contracted=2)
         x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
         y = norm(x, p['mlp_norm'])
         y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
@@ -214,4 +190,4 @@ def head_weights(params) -> jax.Array:
 def logits(params, config: ModelConfig, hidden) -> jax.Array:
     """Logits `[..., V]` in float32 of hidden states `[..., D]`."""
     head = head_weights(params).astype(config.dtype)
-    return _capped(_linear(hidden, head.T, preferred_element_type=jnp.float32), config.logit_cap)
+    return capped(_linear(hidden, head.T, preferred_element_type=jnp.float32), config.logit_cap)
