@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from score_jax import model, ragged, rollout, tasks
+from score_jax import model, ragged, rollout, sharding, tasks
 from score_jax.errors import UserError
 
 
@@ -70,7 +70,7 @@ def sample(
         trajectory = rollout.sample(
             params, config, sampling, mesh, [tasks.prompt_tokens(task, problem) for problem in padded], [],
             forks=(attempts,), seed=seed, step=step)
-        tokens, turns = np.asarray(trajectory.tokens), np.asarray(trajectory.turn)
+        tokens, turns = sharding.to_host((trajectory.tokens, trajectory.turn))
         rows += [row[own == 1].tolist() for row, own in zip(tokens, turns)][:len(part) * attempts]
     return rows
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from score_jax import model as lm
 from score_jax.errors import UserError
-from score_jax.sharding import check_divisible, named_sharding, put_batch
+from score_jax.sharding import check_divisible, named_sharding, own_rows, put_batch, to_host
 from score_jax.trajectory import Trajectory
 
 CACHE_AXES = ('layers', 'batch', 'slot', 'kv_heads', 'head_dim')  # of its keys and values
@@ -283,9 +283,14 @@ def closing(close_token: int | None, last: int) -> list[int]:
     return [] if close_token in (None, last) else [close_token]
 
 
+@jax.jit
+def _last_tokens(state: _State) -> jax.Array:
+    return jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
+
+
 def _between(rollout: RolloutConfig, state: _State, gap: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """What is prefilled between two turns, `[B, W]` and its lengths; W is the same for all rows and batches."""
-    last = np.asarray(state.tokens)[np.arange(len(state.length)), np.asarray(state.length) - 1]
+    last = to_host(_last_tokens(state))
     width = len(gap) + (rollout.close_token is not None)
     return pad_rows([closing(rollout.close_token, int(token)) + gap for token in last], width, rollout.pad_token)
 
@@ -316,8 +321,9 @@ def sample(
         `(K1, K2)` for K2 second attempts on each of K1 first ones.
       seed, step: what the noise is drawn from, with turn and row.
       given: P * K1 token lists, first attempts that are not sampled; an empty list is sampled like any other.
-      on_turn: called as `on_turn(turn, trajectory)` as soon as a turn is done, with copies on the host. It
-        should hand the rows to a grader and return, so that grading overlaps with the next turn.
+      on_turn: called as `on_turn(turn, trajectory)` as soon as a turn is done, with copies on the host; of several
+        processes each sees the rows of its `own_problems`. It should hand them to a grader and return, so that grading
+        overlaps with the next turn.
       on_token: called after every token with the newest one of each row, `[B]` on the host; a row that is done repeats
         its last. For showing a few rows to a person: it looks at every token, which takes longer.
 
@@ -358,7 +364,7 @@ def sample(
                 state = _grow(static, state, slots=needed)
             state = _decode(static, params, state, uniform, turn, until)
             if on_token:
-                on_token(np.asarray(state.tokens)[np.arange(rows), np.asarray(state.length) - 1])
+                on_token(to_host(_last_tokens(state)))
             if bool(state.done.all()):
                 break
         if any(responses):
@@ -366,7 +372,7 @@ def sample(
             state = state.replace(truncated=state.truncated.at[:, 0].set(put_batch(mesh, cut) | state.truncated[:, 0]))
         longest = int(state.length.max())
         if on_turn:
-            on_turn(turn, jax.tree.map(np.array, _trajectory(state, width=state.tokens.shape[1])))
+            on_turn(turn, own_rows(mesh, _trajectory(state, width=state.tokens.shape[1]), len(prompts)))
         if turn < rollout.turns:
             block, block_length = _between(rollout, state, gaps[turn - 1])
     return _trajectory(state, width=_round_up(longest, rollout.chunk))

@@ -1,4 +1,4 @@
-"""The mesh, the rules that map logical axes onto it, and placement of host arrays."""
+"""The mesh, the rules that map logical axes onto it, and the way between the host's arrays and the devices'."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from score_jax.errors import UserError
@@ -94,5 +95,46 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, tree):
-    """Host arrays `[B, ...]` onto the devices, `B` over the data axes."""
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), batch_sharding(mesh)), tree)
+    """Host arrays `[B, ...]`, the same in every process, onto the devices, `B` over the data axes.
+
+    Each process places the rows of its own devices.
+    """
+    def put(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, batch_sharding(mesh), lambda index: x[index])
+    return jax.tree.map(put, tree)
+
+
+def to_host(tree):
+    """Whole arrays as copies on the host, also of rows that lie in other processes, all of which must call it."""
+    return jax.tree.map(lambda x: np.array(multihost_utils.process_allgather(x, tiled=True)), tree)
+
+
+def own_problems(mesh: Mesh, count: int) -> np.ndarray:
+    """Which of `count` problems, divided over the data axes, this process reads and grades; each has one such process.
+
+    Processes that share a part of the batch, as the axis `model` reaches over several, divide it among them.
+    """
+    shards = mesh.devices.reshape(batch_shards(mesh), -1)
+    own = []
+    for places, devices in zip(np.split(np.arange(count), len(shards)), shards):
+        holders = sorted({device.process_index for device in devices})
+        if jax.process_index() in holders:
+            own.append(np.array_split(places, len(holders))[holders.index(jax.process_index())])
+    return np.concatenate(own)
+
+
+def own_rows(mesh: Mesh, tree, problems: int):
+    """Of arrays `[B, ...]`, `B / problems` rows a problem, those of `own_problems` as copies on the host, in order."""
+    def copy(x):
+        each = len(x) // problems
+        rows = (own_problems(mesh, problems)[:, None] * each + np.arange(each)).ravel()
+        if x.is_fully_addressable:
+            return np.asarray(x)[rows]
+        found = np.empty((len(rows), *x.shape[1:]), x.dtype)
+        parts = {shard.index[0].indices(len(x))[:2]: shard.data for shard in x.addressable_shards}  # once, of replicas
+        for (start, stop), part in parts.items():
+            here = (start <= rows) & (rows < stop)
+            found[here] = np.asarray(part)[rows[here] - start]
+        return found
+    return jax.tree.map(copy, tree)

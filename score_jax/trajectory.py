@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_jax.sharding import to_host
+
 
 @flax.struct.dataclass
 class Trajectory:
@@ -59,6 +61,6 @@ def shared_widths(trajectory: Trajectory, forks: tuple[int, ...], multiple: int)
     """
     if all(fork == 1 for fork in forks[1:]):
         return None
-    ends = np.stack([np.zeros(len(trajectory.tokens), np.int32), *map(np.asarray, turn_ends(trajectory))])
+    ends = np.stack([np.zeros(len(trajectory.tokens), np.int32), *to_host(turn_ends(trajectory))])
     longest = np.diff(ends, axis=0).max(axis=1)
     return tuple(int(min(-(-n // multiple) * multiple, trajectory.tokens.shape[1])) for n in longest)

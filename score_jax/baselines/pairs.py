@@ -208,7 +208,7 @@ class Pairs(Stage):
                 on_turn=grader.on_turn)
             attempts, each = grader.attempts(), math.prod(self.forks)
             rewards = grading.rewards(attempts)
-            tokens, turns = np.asarray(trajectory.tokens), np.asarray(trajectory.turn)
+            tokens, turns = sharding.to_host((trajectory.tokens, trajectory.turn))
             for number, problem in enumerate(some):
                 own = range(number * each, (number + 1) * each)
                 yield problem, [
