@@ -7,6 +7,7 @@ import importlib
 import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +22,10 @@ from score_jax.settings import SHARED
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file in configs/, and FILE.py:NAME for a preset of it.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/score', 'Where everything is written, and looked for.')
 _KEYS = flags.DEFINE_bool('keys', False, 'Print every key of the config with its value and meaning, and run nothing.')
+_PROCESSES = flags.DEFINE_string(
+    'processes', '1', 'How many processes run this command together; auto: as a TPU pod, GKE, SLURM or Open MPI says.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Which of them this one is, from 0 on.')
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where the others find it.')
 flags.mark_flag_as_required('config')
 
 # What to run behind a config of configs/; presets of some are stages that the evaluation must be told of.
@@ -79,19 +84,36 @@ def main(argv):
         keys.show(_CONFIG.value, Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(health.RESTART))  # where no step waits to be finished and saved
-    from score_jax.run import run  # after the flags are read, so that a mistake in them answers at once
+    from score_jax import processes  # after the flags are read, so that a mistake in them answers at once
+    processes.end(_run(processes))
+
+
+def _run(processes) -> int:
+    """The exit code."""
+    from score_jax.run import run
     try:
-        run(_CONFIG.value, Path(_WORKDIR.value))
+        processes.start(_PROCESSES.value, _PROCESS.value, _COORDINATOR.value)
+        try:
+            run(_CONFIG.value, Path(_WORKDIR.value))
+        except Exception as error:
+            processes.check(error)
+            raise
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
-    except health.Interrupted as stop:
+        return 2
+    except (health.Interrupted, processes.Lost) as stop:
         print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+        return getattr(stop, 'exit_code', health.RESTART)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    if not _CONFIG.value.get('dry_run'):
+        return 128 + signal.SIGINT
+    except SystemExit as stop:  # a signal, between two stages or in an evaluation
+        return stop.code
+    except Exception:
+        traceback.print_exc()
+        return 1
+    if not _CONFIG.value.get('dry_run') and processes.first():
         print(f'next:    {following(_WORKDIR.value)}')
+    return 0
 
 
 if __name__ == '__main__':

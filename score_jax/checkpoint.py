@@ -7,12 +7,16 @@ A step is written to a temporary directory and renamed when complete, so a kille
 step. Only the first save touches the directory (creates it, clears temporary leftovers): looking at it or
 restoring from it changes nothing, and is safe beside a run that writes there. `resume` alone, for that run itself,
 moves what is damaged aside.
+
+Several processes save and restore together, each the parts of the arrays that lie on its own devices, in a directory
+that all of them see; what one of them cannot read is damaged for all.
 """
 
 import hashlib
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from score_jax import processes
 from score_jax.bits import mix, places
 from score_jax.errors import UserError
 
@@ -89,6 +94,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(record)), force=True)
         except (OSError, ValueError) as error:
+            processes.check(error)
             raise self._not_written(error) from error
 
     def restore(self, state_like: PyTree, *, step: int | None = None) -> tuple[PyTree, dict]:
@@ -108,7 +114,7 @@ class Checkpoints:
         a warning for each. Raises `UserError` if all are damaged, and then moves none; else as `restore`.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed(processes.agree(self.steps())):
             try:
                 state, _ = self.restore(state_like, step=step)
             except Damaged as error:
@@ -157,10 +163,12 @@ class Checkpoints:
             if self._manager is not None:
                 self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
+            processes.check(error)
             raise self._not_written(error) from error
 
     def close(self) -> None:
         """Waits and releases Orbax's threads."""
+        processes.check(sys.exception())  # without the others no save comes to its end
         self.wait()
         if self._manager is not None:
             self._manager.close()
@@ -215,28 +223,39 @@ class Checkpoints:
                 raise UserError(f'checkpoint {self.directory / str(step)} does not fit this run: {name} is {a} there '
                                 f'and {b} here; use the config it was saved with or another directory')
 
-        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         arrays = []
-        with ocp.PyTreeCheckpointer() as reader:
-            for name, x in like.items():  # one by one: only one array is there in both dtypes
-                target = {name: jax.ShapeDtypeStruct(x.shape, there[name][0],
-                                                     sharding=getattr(x, 'sharding', None) or default)}
-                try:
-                    array = reader.restore(self.directory / str(step) / 'state', args=ocp.args.PyTreeRestore(
-                        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                        partial_restore=True))[name]
-                except (jax.errors.JaxRuntimeError, MemoryError):
-                    raise  # not the files: out of memory, a lost device
-                except Exception as error:
-                    raise self._damaged(step, error) from error
-                if not isinstance(array, jax.Array):  # Orbax returns the target where its own metadata has no such name
-                    raise self._damaged(step, f'{name} is missing')
-                if (str(array.dtype), array.shape) != there[name] or int(_checksum(array)) != saved[name]['checksum']:
-                    raise self._damaged(step, f'{name} differs from its checksum')
-                arrays.append(array.astype(x.dtype))
+        for name, x in like.items():  # one by one: only one array is there in both dtypes
+            target = jax.ShapeDtypeStruct(x.shape, there[name][0], sharding=getattr(x, 'sharding', None))
+            array = self._read_array(step, name, target)
+            if (str(array.dtype), array.shape) != there[name] or int(_checksum(array)) != saved[name]['checksum']:
+                raise self._damaged(step, f'{name} differs from its checksum')
+            arrays.append(array.astype(x.dtype))
         return treedef.unflatten(arrays)
 
+    def _read_array(self, step: int, name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+        """An array as it is in the files, where every process can read its parts of it; else `Damaged` in all."""
+        sharding = like.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target, reason = {name: like.update(sharding=sharding)}, None
+        try:
+            # Without the barriers of a `Checkpointer`, at which the others would wait for one that cannot read.
+            array = ocp.PyTreeCheckpointHandler().restore(self.directory / str(step) / 'state', args=ocp.args.PyTreeRestore(
+                target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True))[name]
+            if not isinstance(array, jax.Array):  # Orbax returns the target where its own metadata has no such name
+                reason = f'{name} is missing'
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # not the files: out of memory, a lost device
+        except Exception as error:
+            processes.check(error)
+            reason = _reason(error)
+        if reason := next(filter(None, processes.gather(reason)), None):
+            raise self._damaged(step, reason)
+        return array
+
     def _move_aside(self, step: int) -> epath.Path:
+        """Where to; of several processes the first one moves it, and the others wait."""
+        return processes.agree(self._moved(step) if processes.first() else None)
+
+    def _moved(self, step: int) -> epath.Path:
         folder, taken = self.directory.with_name(f'{self.directory.name}-damaged'), 0
         folder.mkdir(parents=True, exist_ok=True)
         while (place := folder / (f'{step}-{taken}' if taken else f'{step}')).exists():

@@ -239,7 +239,7 @@ class Conversation:
             closing = rollout.closing(policy.sampling.close_token, self._tokens[-1])
             self._tokens += closing + tasks.instruction_tokens(task)
         self.attempts += 1
-        stream, grader = TextStream(task.tokenizer.decode), grading.Grader(task, [self._problem])
+        stream, grader = TextStream(task.tokenizer.decode), grading.Grader(task, [self._problem], policy.mesh)
         trajectory = rollout.sample(
             policy.params, policy.model, policy.sampling, policy.mesh, [self._tokens], [], forks=(1,), seed=self._seed,
             step=self.attempts, on_turn=grader.on_turn if self._graded else None,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    checkpoint, grading, hf, metrics, model, progress, report, rollout, scaling, settings, sharding, sources, tasks)
+    checkpoint, grading, hf, metrics, model, processes, progress, report, rollout, scaling, settings, sharding, sources, tasks)
 from score_jax.baselines import self_refine
 from score_jax.baselines.self_refine import SelfRefineConfig
 from score_jax.errors import UserError
@@ -156,13 +156,14 @@ class Evaluation:
         self._write('attempts.json', [self._attempts(stage) for stage in stages] if config.attempts.turns else [])
         self._write('scaling.json', [self._scaling(stage) for stage in stages] if config.scaling.samples else [])
         progress.results_table(rows)
-        progress.say(f'results: {self.workdir / "results.json"}\nreport:  {report.write(self.workdir)}')
+        if processes.first():
+            progress.say(f'results: {self.workdir / "results.json"}\nreport:  {report.write(self.workdir)}')
 
     def _write(self, name: str, rows: list[dict]) -> None:
         """A file of rows in the workdir; what an earlier evaluation left there goes where there are none."""
         if rows:
             write_json(self.workdir / name, rows)
-        else:
+        elif processes.first():
             (self.workdir / name).unlink(missing_ok=True)
 
     def _cached(
@@ -179,11 +180,10 @@ class Evaluation:
             checkpoints = stage_checkpoints(self.workdir, stage)
             source = {'step': checkpoints.latest(), 'checksum': checkpoints.checksum()} | settings.plain(asked)
         cache, said = self.directory.path / f'{name}.json', f'{self.config.stage}: {name.replace("-", ", ")}'
-        if cache.exists():
-            saved = json.loads(cache.read_text())
-            if saved['source'] == source:
-                progress.say(f'{said} is measured already')
-                return saved['row'], saved['samples']
+        saved = processes.agree(json.loads(cache.read_text()) if cache.exists() else {})
+        if saved.get('source') == source:
+            progress.say(f'{said} is measured already')
+            return saved['row'], saved['samples']
         row, samples = make(self._parameters[stage](jnp.float32))
         row = {'method': method, 'seed': self.config.seed} | row
         write_json(cache, {'source': source, 'row': row, 'samples': samples})
@@ -317,7 +317,7 @@ def measure(
     turns: list[list[grading.Attempt]] = [[] for _ in range(sampling.turns)]
     instruction = instruction or tasks.instruction_tokens(task)
     for step, (part, padded) in enumerate(tasks.batches(problems, batch)):
-        grader = grading.Grader(task, padded, ungraded)
+        grader = grading.Grader(task, padded, mesh, ungraded)
         rollout.sample(
             params, config, sampling, mesh, [tasks.prompt_tokens(task, problem) for problem in padded], instruction,
             forks=(each,) + (1,) * (sampling.turns - 1), seed=seed, step=step, on_turn=grader.on_turn)

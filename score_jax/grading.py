@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+from jax.sharding import Mesh
 
+from score_jax import processes
 from score_jax.rewards import Outcome, Verdict
 from score_jax.rewards.outcome import compared
+from score_jax.sharding import own_problems
 from score_jax.tasks import Task
 from score_jax.trajectory import Trajectory
 
@@ -42,7 +45,7 @@ class Attempt:
 
 def _grade(task: Task, problems: Sequence, turn: int, trajectory: Trajectory, grade: bool) -> list[Attempt]:
     """Attempts of one turn, one for each row; rows of the same problem stand side by side."""
-    rows_each = len(trajectory.tokens) // len(problems)
+    rows_each = len(trajectory.tokens) // max(len(problems), 1)
     responses = [tokens[abs(turns) == turn].tolist() for tokens, turns in zip(trajectory.tokens, trajectory.turn)]
     texts = [task.tokenizer.decode(response) for response in responses]
     if not grade:
@@ -60,24 +63,39 @@ class Grader:
 
     Pass `grader.on_turn` to `rollout.sample`, then read `grader.attempts()`. Responses of the turns in `ungraded` are
     no answers, and the verdict on them is that there is none.
+
+    Of several processes each grades the rows of its own problems on `mesh`, and all of them get to know all attempts.
     """
 
     _executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix='grading')
 
-    def __init__(self, task: Task, problems: Sequence, ungraded: Sequence[int] = ()):
-        self._task, self._problems, self._ungraded = task, problems, ungraded
+    def __init__(self, task: Task, problems: Sequence, mesh: Mesh, ungraded: Sequence[int] = ()):
+        self._task, self._ungraded = task, ungraded
+        self._own = own_problems(mesh, len(problems))
+        self._problems = [problems[place] for place in self._own]
         self._turns: list[Future] = []
 
     def on_turn(self, turn: int, trajectory: Trajectory) -> None:
-        """Takes a turn that is done, as arrays on the host."""
+        """Takes a turn that is done, as arrays on the host: the rows of this process."""
         grade = turn not in self._ungraded
         self._turns.append(self._executor.submit(_grade, self._task, self._problems, turn, trajectory, grade))
 
     def attempts(self) -> list[list[Attempt]]:
         """By turn, for every row of the finished trajectory; forked rows share their earlier attempts."""
-        turns = [future.result() for future in self._turns]
+        parts = processes.gather((self._own, [future.result() for future in self._turns]))
+        turns = [_in_order([(own, turns[t]) for own, turns in parts]) for t in range(len(self._turns))]
         rows = len(turns[-1])
         return [[attempt for attempt in turn for _ in range(rows // len(turn))] for turn in turns]
+
+
+def _in_order(parts: list[tuple[np.ndarray, list[Attempt]]]) -> list[Attempt]:
+    """The attempts at all problems, from those of each process at its own."""
+    by_problem = {}
+    for own, attempts in parts:
+        for number, problem in enumerate(own):
+            each = len(attempts) // len(own)
+            by_problem[problem] = attempts[number * each:(number + 1) * each]
+    return [attempt for problem in sorted(by_problem) for attempt in by_problem[problem]]
 
 
 def rewards(attempts: list[list[Attempt]]) -> np.ndarray:

@@ -89,7 +89,7 @@ class StopSignals:
                 os._exit(128 + heard[0])
             second = True
             self._note(heard[0])
-            progress.say(f'{self._stage}: {self.received.name}: finishes this step and saves; another ends at once')
+            progress.say_here(f'{self._stage}: {self.received.name}: finishes this step and saves; another ends at once')
         os.close(reader)
 
 
@@ -165,6 +165,6 @@ class Watchdog:
                 said, times = current, 0
             if current and time.monotonic() - current[1] > self._seconds * (times + 1):
                 times += 1
-                progress.say(
+                progress.say_here(
                     f'{self._stage}: {current[0]} has taken {time.monotonic() - current[1]:.0f} s so far '
                     f'(config.health.stuck_seconds = {self._seconds:g})')

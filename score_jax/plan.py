@@ -247,7 +247,7 @@ def compiled(work: Work) -> dict[str, int]:
 
 def _device_memory(mesh: jax.sharding.Mesh) -> int | None:
     """Bytes of a device; None where it does not say."""
-    return (mesh.devices.flat[0].memory_stats() or {}).get('bytes_limit')
+    return (mesh.local_devices[0].memory_stats() or {}).get('bytes_limit')
 
 
 def check(work: Work) -> None:

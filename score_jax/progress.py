@@ -28,9 +28,24 @@ _SAMPLES = 4  # rows of a table of samples
 _LONGEST = 160  # characters of a cell; longer text keeps its start and its end
 
 
+_process = 0  # which of several processes this is; what all of them would say, the first one says
+
+
+def of(process: int) -> None:
+    """Of several processes, this is number `process`."""
+    global _process
+    _process = process
+
+
 def say(text: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    print(text, flush=True)
+    """Prints a line at once, also into a pipe; of several processes the first one does."""
+    if not _process:
+        print(text, flush=True)
+
+
+def say_here(text: str) -> None:
+    """Prints what concerns this process, whichever it is."""
+    print(f'process {_process}: {text}' if _process else text, flush=True)
 
 
 class Steps:
@@ -51,7 +66,7 @@ class Steps:
         self._times: tuple[float, ...] = (time.monotonic(),)
         self._samples: Sequence[Mapping] = ()
         self._live = None
-        if sys.stdout.isatty() and not (console := Console(highlight=False)).is_dumb_terminal:
+        if not _process and sys.stdout.isatty() and not (console := Console(highlight=False)).is_dumb_terminal:
             self._live = Live(console=console, get_renderable=self._block, vertical_overflow='visible')
 
     def __enter__(self) -> Steps:
@@ -228,5 +243,7 @@ def results_table(rows: list[dict]) -> None:
             cells.append('' if math.isnan(value) else f'{value:{sign}.1f}\n[{low:{sign}.1f}, {high:{sign}.1f}]')
         temperature = f'{row["temperature"]:g}' if row['temperature'] else 'greedy'
         table.add_row(temperature, row['method'], *cells)
+    if _process:
+        return
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table)

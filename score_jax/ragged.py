@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from score_jax import processes
+
 
 def write(path: Path, **columns: Sequence[Sequence[int]]) -> None:
-    """Columns by name, each a list for every row; the lists of a row are equally long, and there is one at least."""
+    """Columns by name, each a list for every row; the lists of a row are equally long, and there is one at least.
+
+    Of several processes, which all must call it, the first one writes.
+    """
+    if processes.first():
+        _write(path, columns)
+    processes.agree(None)  # so that whoever reads it next finds it
+
+
+def _write(path: Path, columns: Mapping[str, Sequence[Sequence[int]]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name('unfinished-' + path.name)
     lengths = [len(row) for row in next(iter(columns.values()))]

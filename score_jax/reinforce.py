@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    grading, lora, metrics, monitor, objective, offline, plan, progress, ragged, rollout, settings, sharding, sources,
-    tasks)
+    grading, lora, metrics, monitor, objective, offline, plan, processes, progress, ragged, rollout, settings, sharding,
+    sources, tasks)
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
-from score_jax.jsonl import read_jsonl
 from score_jax.lora import LoraConfig
 from score_jax.offline import OfflineConfig
 from score_jax.sources import RANDOM, stage_checkpoints, weights
@@ -136,7 +135,7 @@ class Reinforce(Stage):
             raise UserError(
                 'config.reference_on_host is True, but with config.lora the reference is the base, which the policy '
                 'needs on the devices; set it to False, or config.lora.rank to 0.')
-        kinds = {memory.kind for memory in self.mesh.devices.flat[0].addressable_memories()}
+        kinds = {memory.kind for memory in self.mesh.local_devices[0].addressable_memories()}
         if 'pinned_host' not in kinds:
             raise UserError(
                 f'config.reference_on_host is True, but the devices here have no memory of the host that they can read '
@@ -253,7 +252,7 @@ class Reinforce(Stage):
         if self._first_attempts is None:
             config, path = self.config.offline, self.directory.path / 'first_attempts.npz'
             problems = self.task.problems('train', config.problems, seed=seed, step=0)
-            if not path.exists():
+            if not processes.agree(path.exists()):
                 progress.say(f'{self.config.stage}: {config.source} makes its first attempts ({path})')
                 ragged.write(path, tokens=offline.sample(
                     self._parameters_of(config.source)(jnp.float32), self.model,
@@ -277,7 +276,7 @@ class Reinforce(Stage):
         self.watch.enter('sampling')
         config, began = self.config, time.monotonic()
         problems, given = self._problems(step)
-        grader = grading.Grader(self.task, problems)
+        grader = grading.Grader(self.task, problems, self.mesh)
         trajectory = rollout.sample(
             self.learner.whole(state.params, base), self.model, self.sampler, self.mesh,
             [tasks.prompt_tokens(self.task, problem) for problem in problems], self._instruction,
@@ -314,7 +313,7 @@ class Reinforce(Stage):
     def _warnings(self, figures: dict, step: int) -> dict[str, list[str]]:
         """What the monitor finds, for metrics.jsonl; what is new is said."""
         if self._history is None:
-            self._history = read_jsonl(self.directory.path / 'metrics.jsonl')
+            self._history = self.directory.read('metrics.jsonl')
         found = monitor.look([*self._history, figures], self.config.steps)
         for name in found.keys() - {name for line in self._history for name in line.get('warnings', ())}:
             progress.say(f'{self.config.stage:<8} {step + 1:>5}/{self.config.steps}  warning: {found[name]}')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from score_jax import checkpoint, plan, progress, settings, study
+from score_jax import checkpoint, plan, processes, progress, settings, study
 from score_jax.baselines.pairs import Pairs
 from score_jax.baselines.supervised import Supervised
 from score_jax.errors import UserError
@@ -46,6 +46,8 @@ def _study(config, workdir: Path) -> None:
         config.seed = seed  # the sections follow
         progress.say(f'study: seed {seed} of {tuple(seeds)}')
         _run(config, study.folder(workdir, seed))
+        if not processes.first():
+            continue
         progress.say(f'study: {study.write(workdir)[1]} has the tables of all seeds that have results')
 
 

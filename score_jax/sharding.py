@@ -38,6 +38,8 @@ class MeshConfig:
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh `(data, fsdp, model)` over all devices; `UserError` if they do not fit."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(f'this is one of {jax.process_count()} processes; start each of them with --processes=auto.')
     names = ('data', 'fsdp', 'model')
     sizes = [getattr(config, name) for name in names]
     devices = jax.device_count()

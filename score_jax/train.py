@@ -2,7 +2,7 @@
 
 What a step does is the stage's own (`baselines/supervised.py`, `reinforce.py`); here it is repeated, recorded,
 shown and saved. A step is a function of the state and its number alone, so a stage that was killed and run
-again ends with the same parameters to the bit.
+again ends with the same parameters to the bit. Several processes do the same steps on parts of the same batch.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import signal
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from score_jax import health, hf, model, progress, sharding, tasks
+from score_jax import health, hf, model, processes, progress, sharding, tasks
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.health import HealthConfig
-from score_jax.jsonl import read_jsonl
 from score_jax.learner import Learner, MemoryConfig
 from score_jax.lora import LoraConfig
 from score_jax.optimizer import OptimizerConfig, TrainState
@@ -111,6 +111,12 @@ def model_config(section: dict, task: tasks.Task, pretrained: str = '') -> model
     return dataclasses.replace(found, dtype=config.dtype)
 
 
+def _stop(signals: health.StopSignals) -> signal.Signals | None:
+    """The signal that tells the stage to stop, whichever process has heard it: all of them stop after the same step."""
+    number = processes.largest(int(signals.received or 0))
+    return signal.Signals(number) if number else None
+
+
 class Stage(abc.ABC):
     """One training stage; a subclass says what it starts from and what a step is."""
 
@@ -162,7 +168,7 @@ class Stage(abc.ABC):
         config = self.config
         checkpoints = Checkpoints(self.directory.checkpoints, keep=config.keep)
         with contextlib.closing(checkpoints), health.StopSignals(config.stage) as signals, self.watch:
-            if (checkpoints.latest() or 0) >= config.steps:
+            if processes.agree(checkpoints.latest() or 0) >= config.steps:
                 progress.say(f'{config.stage}: all {config.steps} steps are done already ({self.directory.path})')
                 return
             self.watch.enter('loading the parameters')
@@ -184,9 +190,9 @@ class Stage(abc.ABC):
         return done, state
 
     def _steps(self, checkpoints: Checkpoints, signals: health.StopSignals, state: TrainState, done: int) -> None:
-        config, history = self.config, read_jsonl(self.directory.path / 'metrics.jsonl')
+        config, history = self.config, self.directory.read('metrics.jsonl')
         skipped = health.SkippedUpdates(config.health.skipped, history)
-        if stop := signals.received:
+        if stop := _stop(signals):
             raise health.Interrupted(f'{config.stage}: stopped before step {done + 1} ({stop.name})', stop)
         with progress.Steps(config.stage, config.steps, config.log_every, done, history) as steps:
             for step in range(done + 1, config.steps + 1):
@@ -199,7 +205,7 @@ class Stage(abc.ABC):
                 self.directory.append('metrics.jsonl', [where | {'steps': config.steps} | metrics])
                 self.directory.append('samples.jsonl', [where | sample for sample in samples])
                 steps.add(step, metrics, samples)
-                hopeless, stop = skipped.add(metrics), signals.received
+                hopeless, stop = skipped.add(metrics), _stop(signals)
                 if step % config.save_every == 0 or step == config.steps or hopeless or stop:
                     self._save(checkpoints, step, state, metrics)
                 if hopeless or stop:

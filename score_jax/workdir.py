@@ -7,6 +7,8 @@
     WORKDIR/STAGE/samples.jsonl     two-turn transcripts
     WORKDIR/results.json            the final table
     WORKDIR/report.html
+
+Of several processes the first one writes, and the others look on.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from score_jax import settings
+from score_jax import processes, settings
 from score_jax.errors import UserError
 from score_jax.jsonl import number, read_jsonl
 
@@ -87,12 +89,18 @@ class StageDirectory:
                 kept = [line for line in read_jsonl(path) if number(line, 'step') <= step]
                 self.replace(name, kept)
 
+    def read(self, name: str) -> list[dict]:
+        """The lines of a file as the first process sees them, the same in all of them, which all must call it."""
+        return processes.agree(read_jsonl(self.path / name))
+
     def replace(self, name: str, lines: list[dict]) -> None:
         """Writes a whole file of lines."""
         _replace(self.path / name, ''.join(json.dumps(line) + '\n' for line in lines))
 
     def append(self, name: str, lines: list[dict]) -> None:
         """Adds lines to a file of the stage."""
+        if not processes.first():
+            return
         with (self.path / name).open('a') as file:
             file.write(''.join(json.dumps(line) + '\n' for line in lines))
 
@@ -103,6 +111,8 @@ def write_json(path: Path, value) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
+    if not processes.first():
+        return
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')  # another process may write the same file
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -47,7 +47,7 @@ def verdict(task, problem: Problem, text: str) -> Verdict:
 
 
 def test_a_response_is_graded_on_its_own_tokens_and_its_own_problem(task):
-    grader = Grader(task, PROBLEMS)
+    grader = Grader(task, PROBLEMS, mesh_of(1, 1, 1))
     grader.on_turn(1, trajectory(task, [[RIGHT], ['6 + 4 * 1 = 10']]))
     (first, second), = grader.attempts()
     assert first == Attempt(RIGHT, len(RIGHT.split()) + 1, verdict(task, PROBLEMS[0], RIGHT))
@@ -56,7 +56,7 @@ def test_a_response_is_graded_on_its_own_tokens_and_its_own_problem(task):
 
 
 def test_the_second_turn_is_graded_on_the_second_response(task):
-    grader = Grader(task, PROBLEMS[:1])
+    grader = Grader(task, PROBLEMS[:1], mesh_of(1, 1, 1))
     whole = trajectory(task, [[WRONG, RIGHT]])
     grader.on_turn(1, whole)
     grader.on_turn(2, whole)
@@ -67,7 +67,7 @@ def test_the_second_turn_is_graded_on_the_second_response(task):
 def test_forked_rows_share_the_attempt_that_they_were_forked_from(task):
     firsts = [f'{n} + 1' for n in range(4)]  # two problems, two first attempts each
     seconds = [[first, f'{n} * 1'] for first in firsts for n in range(3)]  # and three second ones on each
-    grader = Grader(task, PROBLEMS)
+    grader = Grader(task, PROBLEMS, mesh_of(1, 1, 1))
     grader.on_turn(1, trajectory(task, [[first] for first in firsts]))
     grader.on_turn(2, trajectory(task, seconds))
     turns = grader.attempts()
@@ -78,13 +78,13 @@ def test_forked_rows_share_the_attempt_that_they_were_forked_from(task):
 
 
 def test_forked_rows_are_graded_on_the_problem_that_they_came_from(task):
-    grader = Grader(task, PROBLEMS)
+    grader = Grader(task, PROBLEMS, mesh_of(1, 1, 1))
     grader.on_turn(1, trajectory(task, [[RIGHT]] * 4))
     assert grading.rewards(grader.attempts())[:, 0].tolist() == [1, 1, 0, 0]
 
 
 def test_a_truncated_response_earns_nothing_even_if_it_is_right(task):
-    grader = Grader(task, PROBLEMS[:1])
+    grader = Grader(task, PROBLEMS[:1], mesh_of(1, 1, 1))
     grader.on_turn(1, trajectory(task, [[RIGHT], [RIGHT]], truncated=[[True, False], [False, True]]))
     cut, whole = grader.attempts()[0]
     assert cut.verdict == Verdict(Outcome.TRUNCATED) and cut.text == RIGHT and cut.line()['truncated']
@@ -115,7 +115,7 @@ def test_an_error_of_the_verifier_is_not_swallowed(task, monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(task, 'verify', fail)
-    grader = Grader(task, PROBLEMS[:1])
+    grader = Grader(task, PROBLEMS[:1], mesh_of(1, 1, 1))
     grader.on_turn(1, trajectory(task, [[RIGHT]]))
     with pytest.raises(ZeroDivisionError):
         grader.attempts()

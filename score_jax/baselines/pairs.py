@@ -201,7 +201,7 @@ class Pairs(Stage):
         shards = sharding.batch_shards(self.mesh)
         batch = -(-_BATCH // shards) * shards
         for part, (some, padded) in enumerate(tasks.batches(problems, batch)):
-            grader = grading.Grader(self.task, padded)
+            grader = grading.Grader(self.task, padded, self.mesh)
             trajectory = rollout.sample(
                 params, self.model, self.sampler, self.mesh, [tasks.prompt_tokens(self.task, p) for p in padded],
                 self._instruction, forks=self.forks, seed=self.seed, step=iteration << 20 | part,
