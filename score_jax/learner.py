@@ -19,6 +19,7 @@ from score_jax import optimizer as optimizers
 from score_jax.errors import UserError
 from score_jax.lora import LoraConfig
 from score_jax.optimizer import OptimizerConfig, TrainState
+from score_jax.sharding import on_mesh
 from score_jax.token_statistics import TokenStatistics, token_statistics, tree_statistics
 from score_jax.trajectory import Trajectory
 
@@ -199,6 +200,7 @@ class Learner:
 
     @functools.partial(
         jax.jit, static_argnames=('self', 'objective', 'forks', 'widths', 'temperature'), donate_argnames=('state',))
+    @on_mesh
     def reinforce(
         self, state: TrainState, reference, trajectory: Trajectory, correct, *,
         objective: objectives.Objective, forks: tuple[int, ...], temperature: float,
@@ -238,6 +240,7 @@ class Learner:
         return self._updated(state, grads, metrics, has_rows, beta2_scale=scale)
 
     @functools.partial(jax.jit, static_argnames=('self',), donate_argnames=('state',))
+    @on_mesh
     def imitate(self, state: TrainState, tokens, turn):
         """One step of supervised training on the model's own tokens: `tokens`, `turn` `[B, T]`, where turn > 0."""
         def statistics(params, tokens):

@@ -31,7 +31,7 @@ import numpy as np
 
 from score_jax import model as lm
 from score_jax.errors import UserError
-from score_jax.sharding import check_divisible, named_sharding, own_rows, put_batch, to_host
+from score_jax.sharding import check_divisible, named_sharding, on_mesh, own_rows, put_batch, to_host
 from score_jax.trajectory import Trajectory
 
 CACHE_AXES = ('layers', 'batch', 'slot', 'kv_heads', 'head_dim')  # of its keys and values
@@ -162,6 +162,7 @@ def _empty(static: _Static, rows: int, width: int) -> _State:
 
 
 @functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks', 'turn'))
+@on_mesh
 def _prefill(
     static: _Static, params, state: _State, block, block_length, *, slots: int, forks: int, turn: int = 0) -> _State:
     """Reads `block [B, I]` (`block_length [B]` of it) behind each row, then forks each row `forks` times.
@@ -194,6 +195,7 @@ def _grow(static: _Static, state: _State, *, slots: int) -> _State:
 
 
 @functools.partial(jax.jit, static_argnames=('static',), donate_argnames=('state',))
+@on_mesh
 def _decode(static: _Static, params, state: _State, uniform, turn, until) -> _State:
     """Samples until `until` tokens of this turn are drawn or every row is done."""
     rows = jnp.arange(state.length.shape[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -84,6 +85,25 @@ def named_sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, .
     while spec and spec[-1] is None:  # as XLA spells it, so that a result fits where the argument came from
         spec.pop()
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def on_mesh(function):
+    """`function`, traced for the mesh of its first argument, which `spread` finds there."""
+    @functools.wraps(function)
+    def traced(first, *args, **kwargs):
+        with jax.sharding.use_abstract_mesh(first.mesh.abstract_mesh):
+            return function(first, *args, **kwargs)
+    return traced
+
+
+def spread(x, axes: tuple[str | None, ...]):
+    """`x`, laid out by the rules for these logical axes over the mesh that is traced for; as it is where there is none.
+
+    Unless it is told, the compiler may keep all rows of an activation on every device, and sum what the shares of a
+    parameter contribute to them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes, x.shape))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

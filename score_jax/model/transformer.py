@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model.attention import attend, capped
 from score_jax.model.config import ModelConfig
+from score_jax.sharding import spread
 
 # What the backward pass finds kept of a layer; the rest it computes again.
 REMAT = {
@@ -30,6 +31,7 @@ REMAT = {
     'products': jax.checkpoint_policies.save_only_these_names('product'),  # those with weights
     'nothing': jax.checkpoint_policies.nothing_saveable,  # but what goes into the layer
 }
+_ROWS = ('batch', None, None)  # logical axes of hidden states: a device has rows, and these whole
 _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -117,6 +119,15 @@ def _product(x, w, contracted: int, **kwargs):
     return flat.reshape(*leading, *w.shape[contracted:])
 
 
+@jax.vmap
+def _write(slots, positions, new):
+    """`slots [S, ...]` of a row with `new [T, ...]` at `positions [T]`; those beyond S are dropped.
+
+    Row by row, so that the compiler knows that no device needs the rows of another.
+    """
+    return slots.at[positions].set(new, mode='drop')
+
+
 def _fetch(tree):
     """Arrays that lie in the host's memory, on the device; the others as they are."""
     def of(x):
@@ -147,10 +158,9 @@ def forward(
       hidden `[B, T, D]` after the final norm, and the cache with the new keys and values (None without one).
     """
     dtype = jnp.dtype(config.dtype)
-    x = params['embedding'][tokens].astype(dtype)
+    x = spread(params['embedding'][tokens], _ROWS).astype(dtype)
     if config.scaled_embedding:
         x = x * jnp.asarray(math.sqrt(config.width), dtype)
-    rows = jnp.arange(tokens.shape[0])[:, None]
     norm = functools.partial(_rms_norm, config=config)
 
     def projections(p, y, local):
@@ -165,11 +175,10 @@ def forward(
     @functools.partial(jax.checkpoint, policy=REMAT[remat])
     def layer(x, inputs):
         p, kv, local = inputs
-        p = jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
+        x, p = spread(x, _ROWS), jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
         q, k, v = projections(p, norm(x, p['attention_norm']), local)
         if kv is not None:
-            k = kv.keys.at[rows, positions].set(k, mode='drop')
-            v = kv.values.at[rows, positions].set(v, mode='drop')
+            k, v = _write(kv.keys, positions, k), _write(kv.values, positions, v)
             kv = Cache(keys=k, values=v)
         y = _linear(attend(q, k, v, positions, config, local), p['out'], contracted=2)
         x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
