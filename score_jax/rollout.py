@@ -28,13 +28,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from score_jax import model as lm
+from score_jax.decode import KEY_AXES, VALUE_AXES, Flight, Static, decode, decode_turn, placed
 from score_jax.errors import UserError
-from score_jax.sharding import check_divisible, named_sharding, on_mesh, own_rows, put_batch, to_host
+from score_jax.sampling import turn_noise
+from score_jax.sharding import batch_shards, check_divisible, named_sharding, on_mesh, own_rows, put_batch, to_host
 from score_jax.trajectory import Trajectory
-
-CACHE_AXES = ('layers', 'batch', 'slot', 'kv_heads', 'head_dim')  # of its keys and values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,148 +84,105 @@ class RolloutConfig:
 
 
 @flax.struct.dataclass
-class _State:
-    """Rows in flight: a trajectory being written, and what the next step needs."""
+class _Rows:
+    """Rows between two turns: a trajectory being written, and what the next turn stands on."""
 
     tokens: jax.Array  # [B, T]
     turn: jax.Array  # [B, T]
     log_probs: jax.Array  # [B, T]
     length: jax.Array  # [B] tokens so far
     truncated: jax.Array  # [B, N]
-    done: jax.Array  # [B] this turn's response has ended
-    count: jax.Array  # [] tokens sampled in this turn
-    next_logits: jax.Array  # [B, V] law of the next token
-    cache: lm.Cache
-
-    def on(self, mesh) -> _State:
-        """The same state, rows over the mesh's data axes and KV heads over `model`."""
-        def constrain(axes):
-            return lambda x: jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes[:x.ndim], x.shape))
-        rows = jax.tree.map(constrain(('batch', None)), self.replace(cache=None, count=None))
-        cache = jax.tree.map(constrain(CACHE_AXES), self.cache)
-        return rows.replace(cache=cache, count=self.count)
+    hidden: jax.Array  # [B, D] of the last token
+    cache: tuple[lm.Cache, ...]  # of each layer
 
 
-def token_law(logits, temperature: float):
-    """Log-probabilities of the law that is sampled from and learned, `[..., V]` (temperature 0 means 1)."""
-    return jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
-
-
-def _sample(logits, uniform, temperature: float):
-    """Tokens `[B]` and their log-probabilities from `logits [B, V]` by inverse CDF at `uniform [B]`.
-
-    One uniform number a token, not V of Gumbel noise. The threshold stays below the total; a token of
-    probability zero is ruled out by name, since a sum that is taken in parallel need not be monotone.
-    """
-    law = token_law(logits, temperature)
-    if temperature == 0:
-        token = jnp.argmax(logits, axis=-1)
-    else:
-        probs = jnp.exp(law)
-        cumulative = jnp.cumsum(probs, axis=-1)
-        threshold = jnp.minimum(uniform, 1 - 2**-20)[:, None] * cumulative[:, -1:]
-        token = jnp.argmax((cumulative > threshold) & (probs > 0), axis=-1)
-    token = token.astype(jnp.int32)
-    return token, jnp.take_along_axis(law, token[:, None], axis=-1)[:, 0]
-
-
-@functools.partial(jax.jit, static_argnames=('rows', 'tokens'))
-def turn_noise(seed: int, step, turn: int, rows: int, tokens: int):
-    """Uniform numbers `[rows, tokens]`, each a function of (seed, step, turn, row, token) alone."""
-    key = jax.random.key(seed)
-    for value in (step, turn):
-        key = jax.random.fold_in(key, value)
-    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    return jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(row_keys)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """What the compiled functions below are specialised to."""
-
-    model: lm.ModelConfig
-    rollout: RolloutConfig
-    mesh: jax.sharding.Mesh
-
-
-@functools.partial(jax.jit, static_argnames=('static', 'rows', 'width'))
-def _empty(static: _Static, rows: int, width: int) -> _State:
-    return _State(
-        tokens=jnp.full((rows, width), static.rollout.pad_token, jnp.int32),
+@functools.partial(jax.jit, static_argnames=('static', 'rows', 'width', 'turns', 'pad_token'))
+def _empty(static: Static, *, rows: int, width: int, turns: int, pad_token: int) -> _Rows:
+    return placed(_Rows(
+        tokens=jnp.full((rows, width), pad_token, jnp.int32),
         turn=jnp.zeros((rows, width), jnp.int32),
         log_probs=jnp.zeros((rows, width), jnp.float32),
         length=jnp.zeros((rows,), jnp.int32),
-        truncated=jnp.zeros((rows, static.rollout.turns), bool),
-        done=jnp.zeros((rows,), bool),
-        count=jnp.zeros((), jnp.int32),
-        next_logits=jnp.zeros((rows, static.model.vocab_size), jnp.float32),
-        cache=lm.new_cache(static.model, rows, 0)).on(static.mesh)
+        truncated=jnp.zeros((rows, turns), bool),
+        hidden=jnp.zeros((rows, static.model.width), static.model.dtype),
+        cache=(lm.new_cache(static.model, rows, 0),) * static.model.layers), static.mesh)
 
 
 @functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks', 'turn'))
 @on_mesh
 def _prefill(
-    static: _Static, params, state: _State, block, block_length, *, slots: int, forks: int, turn: int = 0) -> _State:
-    """Reads `block [B, I]` (`block_length [B]` of it) behind each row, then forks each row `forks` times.
-
-    Its tokens are marked with `turn`. Under a mark below 0 they are responses: rows that have one are done with it.
-    """
-    columns = state.length[:, None] + jnp.arange(block.shape[1])
+    static: Static, params, rows: _Rows, block, block_length, *, slots: int, forks: int, turn: int = 0) -> _Rows:
+    """Reads `block [B, I]` (`block_length [B]` of it) behind each row, marks it with `turn`, then forks each row."""
+    columns = rows.length[:, None] + jnp.arange(block.shape[1])
     valid = jnp.arange(block.shape[1]) < block_length[:, None]
-    rows = jnp.arange(block.shape[0])
-    hidden, cache = lm.forward(params, static.model, block, columns, lm.grow(state.cache, slots))
-    places = rows[:, None], jnp.where(valid, columns, state.tokens.shape[1])
-    some = block_length > 0
-    state = state.replace(
-        tokens=state.tokens.at[places].set(block, mode='drop'),
-        turn=state.turn.at[places].set(turn, mode='drop'),
-        length=state.length + block_length,
-        done=some & (turn < 0),
-        next_logits=jnp.where(
-            some[:, None], lm.logits(params, static.model, hidden[rows, block_length - 1]), state.next_logits))
-
-    def fork(tree, axis):
-        return jax.tree.map(lambda x: jnp.repeat(x, forks, axis), tree)
-    state = fork(state.replace(cache=None, count=None), axis=0)
-    return state.replace(cache=fork(cache, axis=1), count=jnp.zeros((), jnp.int32)).on(static.mesh)
+    places = jnp.arange(len(block))[:, None], jnp.where(valid, columns, rows.tokens.shape[1])
+    hidden, cache = lm.forward(params, static.model, block, columns, tuple(lm.grow(c, slots) for c in rows.cache))
+    last = jnp.take_along_axis(hidden, jnp.maximum(block_length - 1, 0)[:, None, None], axis=1)[:, 0]
+    rows = rows.replace(
+        tokens=rows.tokens.at[places].set(block, mode='drop'),
+        turn=rows.turn.at[places].set(turn, mode='drop'),
+        length=rows.length + block_length,
+        hidden=jnp.where(block_length[:, None] > 0, last, rows.hidden),
+        cache=cache)
+    return placed(jax.tree.map(lambda x: jnp.repeat(x, forks, axis=0), rows), static.mesh)
 
 
 @functools.partial(jax.jit, static_argnames=('static', 'slots'))
-def _grow(static: _Static, state: _State, *, slots: int) -> _State:
-    return state.replace(cache=lm.grow(state.cache, slots)).on(static.mesh)
+def _take_off(static: Static, rows: _Rows, uniform, limit, done, *, slots: int) -> Flight:
+    b, parts = len(rows.length), batch_shards(static.mesh)
+    return placed(Flight(
+        row=jnp.arange(b) % (b // parts), start=rows.length, limit=limit, uniform=uniform,
+        tokens=jnp.zeros(uniform.shape, jnp.int32), log_probs=jnp.zeros(uniform.shape, jnp.float32),
+        drawn=jnp.zeros((b,), jnp.int32), done=done, hidden=rows.hidden,
+        cache=tuple(lm.grow(c, slots) for c in rows.cache)), static.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=('static',), donate_argnames=('state',))
-@on_mesh
-def _decode(static: _Static, params, state: _State, uniform, turn, until) -> _State:
-    """Samples until `until` tokens of this turn are drawn or every row is done."""
-    rows = jnp.arange(state.length.shape[0])
-    end_tokens = jnp.asarray(static.rollout.end_tokens)
+@functools.partial(jax.jit, static_argnames=('static',), donate_argnames=('rows',))
+def _land(static: Static, rows: _Rows, flight: Flight, cut, turn) -> _Rows:
+    """Writes what was drawn behind each row; `cut [B]` says which responses were given without an end."""
+    place = jnp.arange(rows.tokens.shape[1]) - flight.start[:, None]
+    inside = (place >= 0) & (place < flight.drawn[:, None])
 
-    def step(state: _State) -> _State:
-        token, log_prob = _sample(state.next_logits, uniform[:, state.count], static.rollout.temperature)
-        # Finished rows write nothing; the slot that their cache writes is their next, still unread one.
-        column = jnp.where(state.done, state.tokens.shape[1], state.length)
-        hidden, cache = lm.forward(params, static.model, token[:, None], state.length[:, None], state.cache)
-        return state.replace(
-            tokens=state.tokens.at[rows, column].set(token, mode='drop'),
-            turn=state.turn.at[rows, column].set(turn, mode='drop'),
-            log_probs=state.log_probs.at[rows, column].set(log_prob, mode='drop'),
-            length=state.length + ~state.done,
-            done=state.done | (token[:, None] == end_tokens).any(-1),
-            count=state.count + 1,
-            next_logits=lm.logits(params, static.model, hidden[:, 0]),
-            cache=cache)
-
-    state = jax.lax.while_loop(lambda s: (s.count < until) & ~s.done.all(), step, state)
-    return state.replace(truncated=state.truncated.at[:, turn - 1].set(~state.done)).on(static.mesh)
+    def written(there, drawn):
+        return jnp.where(inside, jnp.take_along_axis(drawn, place, axis=1, mode='clip'), there)
+    ended = (_last(flight.tokens, flight.drawn)[:, None] == jnp.asarray(static.end_tokens)).any(-1)
+    return placed(rows.replace(
+        tokens=written(rows.tokens, flight.tokens), log_probs=written(rows.log_probs, flight.log_probs),
+        turn=jnp.where(inside, turn, rows.turn), length=flight.start + flight.drawn,
+        truncated=rows.truncated.at[:, turn - 1].set(jnp.where(flight.drawn > 0, ~ended, cut)),
+        cache=flight.cache), static.mesh)
 
 
-def abstract_cache(model: lm.ModelConfig, mesh: jax.sharding.Mesh, rows: int, slots: int) -> lm.Cache:
-    """A cache `[L, B, S, K, h]` as `jax.ShapeDtypeStruct`s with shardings."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named_sharding(mesh, CACHE_AXES, x.shape)),
-        jax.eval_shape(lambda: lm.new_cache(model, rows, slots)))
+def _last(tokens, length):
+    """`[B]` the last of the first `length [B]` of `tokens [B, T]`."""
+    return jnp.take_along_axis(tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
+
+
+_last_tokens = jax.jit(lambda rows: _last(rows.tokens, rows.length))
+_newest = jax.jit(lambda flight, last: jnp.where(flight.drawn > 0, _last(flight.tokens, flight.drawn), last))
+
+
+@functools.partial(jax.jit, static_argnames=('static',))
+def _for_sampling(static: Static, params):
+    return lm.one_by_one(params, static.model)
+
+
+def abstract_cache(model: lm.ModelConfig, mesh: jax.sharding.Mesh, rows: int, slots: int) -> tuple[lm.Cache, ...]:
+    """The caches of all layers, keys `[B, K, h, S]` and values `[B, K, S, h]`, as `jax.ShapeDtypeStruct`s with
+    shardings."""
+    cache = jax.eval_shape(lambda: lm.new_cache(model, rows, slots))
+    return (lm.Cache(
+        keys=cache.keys.update(sharding=named_sharding(mesh, KEY_AXES, cache.keys.shape)),
+        values=cache.values.update(sharding=named_sharding(mesh, VALUE_AXES, cache.values.shape))),) * model.layers
+
+
+def abstract_params(params, model: lm.ModelConfig):
+    """What is sampled with, of parameters as `jax.ShapeDtypeStruct`s with shardings."""
+    def of_layer(x):
+        sharding = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(x.shape[1:], model.dtype, sharding=sharding)
+    cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype, sharding=x.sharding), params)
+    return cast | {'layers': (jax.tree.map(of_layer, params['layers']),) * model.layers}
 
 
 def lower_decode(params, model: lm.ModelConfig, rollout: RolloutConfig, mesh: jax.sharding.Mesh, rows: int, slots: int):
@@ -232,32 +190,23 @@ def lower_decode(params, model: lm.ModelConfig, rollout: RolloutConfig, mesh: ja
 
     `params` may be `jax.ShapeDtypeStruct`s with shardings.
     """
-    static = _Static(model, rollout, mesh)
+    def of(shape, dtype):
+        axes = ('batch', *[None] * (len(shape) - 1))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, axes, shape))
+    row, token = of((rows,), jnp.int32), (rows, rollout.max_tokens)
+    flight = Flight(
+        row=row, start=row, limit=row, uniform=of(token, jnp.float32), tokens=of(token, jnp.int32),
+        log_probs=of(token, jnp.float32), drawn=row, done=of((rows,), bool),
+        hidden=of((rows, model.width), model.dtype), cache=abstract_cache(model, mesh, rows, slots))
+    return decode.lower(_static(model, rollout, mesh), abstract_params(params, model), flight, 0, rollout.max_tokens, 0)
 
-    def place(x):
-        axes = ('batch', None)[:x.ndim]
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=named_sharding(mesh, axes, x.shape))
-    state = jax.eval_shape(lambda: _empty.__wrapped__(static, rows, slots))
-    uniform = jax.ShapeDtypeStruct((rows, rollout.max_tokens), jnp.float32)
-    state, uniform = jax.tree.map(place, (state.replace(cache=None), uniform))
-    state = state.replace(cache=abstract_cache(model, mesh, rows, slots))
-    return _decode.lower(static, params, state, uniform, 1, rollout.chunk)
+
+def _static(model: lm.ModelConfig, rollout: RolloutConfig, mesh: jax.sharding.Mesh) -> Static:
+    return Static(model, rollout.temperature, rollout.end_tokens, mesh)
 
 
 def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
-
-
-def _give(static: _Static, params, state: _State, given: list[list[int]], longest: int) -> _State:
-    """Reads a response of turn 1 behind each row that has one in `given`; they are not forked."""
-    rollout, width = static.rollout, _round_up(static.rollout.max_tokens, static.rollout.chunk)
-    if len(given) != len(state.length) or max(map(len, given)) > rollout.max_tokens:
-        raise UserError(
-            f'{len(given)} first attempts of up to {max(map(len, given))} tokens are given for {len(state.length)} '
-            f'rows; there must be one for each, of up to config.rollout.max_tokens = {rollout.max_tokens}.')
-    slots = _round_up(longest + width, rollout.chunk)
-    block, length = put_batch(static.mesh, pad_rows(given, width, rollout.pad_token))
-    return _prefill(static, params, state, block, length, slots=slots, forks=1, turn=-1)
 
 
 def pad_rows(rows: list[list[int]], multiple: int, pad_token: int) -> tuple[np.ndarray, np.ndarray]:
@@ -285,14 +234,9 @@ def closing(close_token: int | None, last: int) -> list[int]:
     return [] if close_token in (None, last) else [close_token]
 
 
-@jax.jit
-def _last_tokens(state: _State) -> jax.Array:
-    return jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)[:, 0]
-
-
-def _between(rollout: RolloutConfig, state: _State, gap: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _between(rollout: RolloutConfig, rows: _Rows, gap: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """What is prefilled between two turns, `[B, W]` and its lengths; W is the same for all rows and batches."""
-    last = to_host(_last_tokens(state))
+    last = to_host(_last_tokens(rows))
     width = len(gap) + (rollout.close_token is not None)
     return pad_rows([closing(rollout.close_token, int(token)) + gap for token in last], width, rollout.pad_token)
 
@@ -309,6 +253,7 @@ def sample(
     seed: int,
     step: int,
     given: list[list[int]] | None = None,
+    stop_at: list[int] | None = None,
     on_turn: Callable[[int, Trajectory], None] | None = None,
     on_token: Callable[[np.ndarray], None] | None = None,
 ) -> Trajectory:
@@ -323,6 +268,8 @@ def sample(
         `(K1, K2)` for K2 second attempts on each of K1 first ones.
       seed, step: what the noise is drawn from, with turn and row.
       given: P * K1 token lists, first attempts that are not sampled; an empty list is sampled like any other.
+      stop_at: for each row of every turn (later turns then fork none) the tokens after which its response is cut, where
+        those are fewer than `rollout.max_tokens`: what a budget of its own, or a measurement, needs.
       on_turn: called as `on_turn(turn, trajectory)` as soon as a turn is done, with copies on the host; of several
         processes each sees the rows of its `own_problems`. It should hand them to a grader and return, so that grading
         overlaps with the next turn.
@@ -343,45 +290,56 @@ def sample(
         raise UserError(f'forks is {forks}, but config.rollout.turns is {rollout.turns}; give one number a turn.')
     check_divisible('the number of prompts', len(prompts), mesh)
     rollout.check_length(max(map(len, prompts)), max(map(len, gaps), default=0))
-    static = _Static(model, rollout, mesh)
+    given = given if given and any(given) else None
+    _check_given(rollout, given, len(prompts) * forks[0])
+    static = _static(model, rollout, mesh)
+    params = _for_sampling(static, params)
     block, block_length = pad_rows(prompts, rollout.chunk, rollout.pad_token)
     longest, closes = 0, rollout.close_token is not None
     width = block.shape[1] + rollout.turns * rollout.max_tokens + sum(len(gap) + closes for gap in gaps)
-    state = _empty(static, len(prompts), _round_up(width, rollout.chunk))
+    rows = _empty(static, rows=len(prompts), width=_round_up(width, rollout.chunk), turns=rollout.turns,
+                  pad_token=rollout.pad_token)
     for turn in range(1, rollout.turns + 1):
-        slots = max(_round_up(longest + block.shape[1], rollout.chunk), state.cache.slots)
-        state = _prefill(
-            static, params, state, *put_batch(mesh, (block, block_length)), slots=slots, forks=forks[turn - 1])
-        rows = state.length.shape[0]
-        uniform = turn_noise(seed, step, turn, rows, rollout.max_tokens)
         longest += int(block_length.max())
-        responses = given if given and turn == 1 else []
-        if any(responses):
-            state = _give(static, params, state, responses, longest)
-        pace = 1 if on_token else rollout.chunk
-        for start in range(0, 0 if responses and all(responses) else rollout.max_tokens, pace):
-            until = min(start + pace, rollout.max_tokens)
-            needed = _round_up(longest + until, rollout.chunk)
-            if needed > state.cache.slots:
-                state = _grow(static, state, slots=needed)
-            state = _decode(static, params, state, uniform, turn, until)
-            if on_token:
-                on_token(to_host(_last_tokens(state)))
-            if bool(state.done.all()):
-                break
-        if any(responses):
-            cut = np.array([bool(r) and r[-1] not in rollout.end_tokens for r in responses])
-            state = state.replace(truncated=state.truncated.at[:, 0].set(put_batch(mesh, cut) | state.truncated[:, 0]))
-        longest = int(state.length.max())
+        slots = max(_round_up(longest + min(rollout.chunk, rollout.max_tokens), rollout.chunk), rows.cache[0].slots)
+        rows = _prefill(
+            static, params, rows, *put_batch(mesh, (block, block_length)), slots=slots, forks=forks[turn - 1])
+        count = len(rows.length)
+        done = cut = np.zeros(count, bool)
+        if given and turn == 1:
+            block, block_length = pad_rows(given, rollout.max_tokens, rollout.pad_token)
+            slots = max(_round_up(longest + int(block_length.max()), rollout.chunk), slots)
+            rows = _prefill(
+                static, params, rows, *put_batch(mesh, (block, block_length)), slots=slots, forks=1, turn=-1)
+            done = block_length > 0
+            cut = np.array([bool(r) and r[-1] not in rollout.end_tokens for r in given])
+        limit = np.minimum(stop_at if stop_at is not None else rollout.max_tokens, rollout.max_tokens)
+        flight = _take_off(
+            static, rows, turn_noise(seed, step, turn, count, rollout.max_tokens),
+            *put_batch(mesh, (np.broadcast_to(limit, count).astype(np.int32), done)), slots=slots)
+        last = on_token and _last_tokens(rows)
+        flight = decode_turn(
+            static, params, flight, longest=longest, tokens=rollout.max_tokens, chunk=rollout.chunk,
+            keep_cache=turn < rollout.turns,
+            on_token=on_token and (lambda flight: on_token(to_host(_newest(flight, last)))))
+        rows = _land(static, rows.replace(cache=()), flight, put_batch(mesh, cut), turn)
+        longest = int(rows.length.max())
         if on_turn:
-            on_turn(turn, own_rows(mesh, _trajectory(state, width=state.tokens.shape[1]), len(prompts)))
+            on_turn(turn, own_rows(mesh, _trajectory(rows, width=rows.tokens.shape[1]), len(prompts)))
         if turn < rollout.turns:
-            block, block_length = _between(rollout, state, gaps[turn - 1])
-    return _trajectory(state, width=_round_up(longest, rollout.chunk))
+            block, block_length = _between(rollout, rows, gaps[turn - 1])
+    return _trajectory(rows, width=_round_up(longest, rollout.chunk))
+
+
+def _check_given(rollout: RolloutConfig, given: list[list[int]] | None, rows: int) -> None:
+    if given and (len(given) != rows or max(map(len, given)) > rollout.max_tokens):
+        raise UserError(
+            f'{len(given)} first attempts of up to {max(map(len, given))} tokens are given for {rows} rows; there must '
+            f'be one for each, of up to config.rollout.max_tokens = {rollout.max_tokens}.')
 
 
 @functools.partial(jax.jit, static_argnames=('width',))
-def _trajectory(state: _State, width: int) -> Trajectory:
+def _trajectory(rows: _Rows, width: int) -> Trajectory:
     return Trajectory(
-        tokens=state.tokens[:, :width], turn=state.turn[:, :width], log_probs=state.log_probs[:, :width],
-        length=state.length, truncated=state.truncated)
+        tokens=rows.tokens[:, :width], turn=rows.turn[:, :width], log_probs=rows.log_probs[:, :width],
+        length=rows.length, truncated=rows.truncated)

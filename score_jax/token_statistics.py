@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from score_jax import model as lm
-from score_jax.rollout import token_law
+from score_jax.sampling import token_law
 from score_jax.trajectory import Trajectory, turn_ends
 
 
@@ -60,7 +60,7 @@ def tree_statistics(
     """
     models, (batch, length) = _with_reference(params, reference), trajectory.tokens.shape
     columns, ends = jnp.arange(length), jnp.stack([jnp.zeros_like(trajectory.length), *turn_ends(trajectory)])
-    caches = [lm.new_cache(config, batch // math.prod(forks), 0) for _ in models]
+    caches = [lm.stacked(lm.new_cache(config, batch // math.prod(forks), 0), config.layers) for _ in models]
     parts = []
     for turn, (width, fork) in enumerate(zip(widths, forks)):
         sharing = math.prod(forks[turn + 1:])  # rows of the trajectory that a row of this turn stands for

@@ -10,7 +10,8 @@ from helpers import decoder_logits, log_softmax, mesh_of, random_params, tiny
 
 from score_jax import rollout
 from score_jax.errors import UserError
-from score_jax.rollout import RolloutConfig, _sample, turn_noise
+from score_jax.rollout import RolloutConfig, turn_noise
+from score_jax.sampling import draw
 
 PROMPTS = [[1], [2, 3, 4, 5], [6, 7, 1], [3, 3]]
 INSTRUCTION = [5, 0, 6]
@@ -200,7 +201,7 @@ def test_inverse_cdf_samples_the_law(temperature):
     """Midpoints of n equal parts of [0, 1] fall on each token in proportion to its probability."""
     n, logits = 4096, np.array([-np.inf, 0.3, -np.inf, 2.0, -1.0, -30.0, 1.1, -np.inf], np.float32)
     uniform = (np.arange(n, dtype=np.float32) + 0.5) / n
-    token, log_prob = _sample(np.tile(logits, (n, 1)), uniform, temperature)
+    token, log_prob = draw(np.tile(logits, (n, 1)), uniform, temperature)
     law = log_softmax(logits.astype(float) / temperature)
     counts = np.bincount(token, minlength=len(logits))
     np.testing.assert_allclose(counts / n, np.exp(law), atol=1.01 / n)
@@ -209,7 +210,7 @@ def test_inverse_cdf_samples_the_law(temperature):
 
 def test_greedy_takes_the_likeliest_token_and_its_log_prob():
     logits = np.random.default_rng(0).normal(size=(32, 9)).astype(np.float32)
-    token, log_prob = _sample(logits, np.full(32, 0.999, np.float32), 0.0)
+    token, log_prob = draw(logits, np.full(32, 0.999, np.float32), 0.0)
     np.testing.assert_array_equal(token, logits.argmax(-1))
     np.testing.assert_allclose(log_prob, log_softmax(logits).max(-1), atol=1e-5)
 
@@ -223,7 +224,7 @@ def test_a_token_of_probability_zero_is_never_drawn(vocab):
     cumulative = np.asarray(jax.jit(lambda x: jnp.cumsum(jax.nn.softmax(x)))(logits), np.float64)
     starts = np.round(2**23 * cumulative[np.isinf(logits)] / cumulative[-1])[:, None] + np.arange(-1, 2)
     uniform = np.append(rng.permutation(starts.ravel())[:500] / 2**23, [0, 1]).clip(0, 1 - 2**-23)
-    token, log_prob = _sample(np.tile(logits, (len(uniform), 1)), uniform.astype(np.float32), 1.0)
+    token, log_prob = draw(np.tile(logits, (len(uniform), 1)), uniform.astype(np.float32), 1.0)
     assert np.isfinite(logits[token]).all() and np.isfinite(log_prob).all()
 
 

@@ -19,6 +19,7 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model.attention import attend, capped
@@ -37,7 +38,11 @@ _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, appr
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values `[L, B, S, K, h]`; slot s holds position s of its row."""
+    """Keys `[B, K, h, S]` and values `[B, K, S, h]` of a layer; slot s holds position s of its row.
+
+    Those of all layers are one Cache with a first dimension L where layers are scanned, a tuple where they stand one by
+    one. The slots of the keys lie side by side, as the scores of a query do.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -45,19 +50,38 @@ class Cache:
     @property
     def slots(self) -> int:
         """S, positions that fit."""
-        return self.keys.shape[2]
+        return self.keys.shape[-1]
 
 
 def new_cache(config: ModelConfig, rows: int, slots: int) -> Cache:
-    """An empty cache in the compute type."""
-    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
-    return Cache(keys=jnp.zeros(shape, config.dtype), values=jnp.zeros(shape, config.dtype))
+    """An empty cache of a layer, in the compute type."""
+    shape = (rows, config.kv_heads)
+    return Cache(keys=jnp.zeros((*shape, config.head_dim, slots), config.dtype),
+                 values=jnp.zeros((*shape, slots, config.head_dim), config.dtype))
+
+
+def stacked(cache: Cache, layers: int) -> Cache:
+    """The same for each of L layers, as those that are scanned have it."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (layers, *x.shape)), cache)
 
 
 def grow(cache: Cache, slots: int) -> Cache:
-    """The same cache with `slots` slots (not fewer than it has)."""
-    pad = [(0, 0), (0, 0), (0, slots - cache.slots), (0, 0), (0, 0)]
-    return jax.tree.map(lambda x: jnp.pad(x, pad), cache)
+    """The same cache, of a layer or of all, with `slots` slots (not fewer than it has)."""
+    def pad(x, axis):
+        return jnp.pad(x, [(0, slots - x.shape[axis]) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
+    return Cache(keys=pad(cache.keys, -1), values=pad(cache.values, -2))
+
+
+def one_by_one(params, config: ModelConfig) -> dict:
+    """The parameters in the compute type, those of the layers in a tuple: what `forward` decodes with.
+
+    A loop over tokens around one over layers would take each layer out of the stack again at every token, weights and
+    cache, which where they are copied costs as much as to compute with them.
+    """
+    def cast(tree):
+        return jax.tree.map(lambda w: w.astype(config.dtype), tree)
+    layers = tuple(cast(jax.tree.map(lambda w: w[i], params['layers'])) for i in range(config.layers))
+    return {name: layers if name == 'layers' else cast(value) for name, value in params.items()}
 
 
 @flax.struct.dataclass
@@ -119,13 +143,17 @@ def _product(x, w, contracted: int, **kwargs):
     return flat.reshape(*leading, *w.shape[contracted:])
 
 
-@jax.vmap
-def _write(slots, positions, new):
-    """`slots [S, ...]` of a row with `new [T, ...]` at `positions [T]`; those beyond S are dropped.
+def _written(cache: Cache, positions, k, v) -> Cache:
+    """The cache of a layer with keys and values `[B, T, K, h]` at `positions [B, T]`; those beyond S are dropped.
 
     Row by row, so that the compiler knows that no device needs the rows of another.
     """
-    return slots.at[positions].set(new, mode='drop')
+    @jax.vmap
+    def write(keys, values, positions, k, v):
+        return Cache(
+            keys=keys.at[:, :, positions].set(jnp.moveaxis(k, 0, -1), mode='drop'),
+            values=values.at[:, positions].set(jnp.moveaxis(v, 0, 1), mode='drop'))
+    return write(cache.keys, cache.values, positions, k, v)
 
 
 def _fetch(tree):
@@ -146,11 +174,12 @@ def forward(
     """Final hidden states of `tokens`, on top of what the cache holds.
 
     Args:
-      params: the pytree declared in `score_jax/model/params.py`, in any float type.
+      params: the pytree declared in `score_jax/model/params.py`, in any float type, or what `one_by_one` makes of it.
       tokens: `[B, T]` token ids.
       positions: `[B, T]` position of each token in its row, increasing along T. Without a cache,
         `arange(T)` in every row.
-      cache: keys and values of earlier positions; those of `tokens` are written into it.
+      cache: keys and values of earlier positions, stacked or in a tuple as the layers of `params` are; those of
+        `tokens` are written into it.
         Positions at or beyond `cache.slots` are dropped.
       remat: row of `REMAT`. The products are less memory than everything, and on most devices faster too.
 
@@ -178,16 +207,23 @@ def forward(
         x, p = spread(x, _ROWS), jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
         q, k, v = projections(p, norm(x, p['attention_norm']), local)
         if kv is not None:
-            k, v = _write(kv.keys, positions, k), _write(kv.values, positions, v)
-            kv = Cache(keys=k, values=v)
+            kv = _written(kv, positions, k, v)
+            k, v = jnp.moveaxis(kv.keys, -1, 1), jnp.moveaxis(kv.values, -2, 1)
         y = _linear(attend(q, k, v, positions, config, local), p['out'], contracted=2)
         x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
         y = norm(x, p['mlp_norm'])
         y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
         return x + (norm(y, p['mlp_post_norm']) if config.post_norms else y), kv
 
-    local = jnp.asarray(config.local) if config.window else None
-    x, cache = jax.lax.scan(layer, x, (params['layers'], cache, local))
+    local = np.asarray(config.local) if config.window else None
+    if isinstance(params['layers'], dict):
+        x, cache = jax.lax.scan(layer, x, (params['layers'], cache, local))
+    else:
+        caches = []
+        for i, p in enumerate(params['layers']):
+            x, kv = layer(x, (p, cache and cache[i], None if local is None else local[i]))
+            caches.append(kv)
+        cache = cache and tuple(caches)
     return norm(x, params['final_norm']), cache
 
 
