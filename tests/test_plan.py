@@ -54,8 +54,8 @@ def test_parameters_and_optimiser_take_what_was_planned(changes):
 
 
 def test_the_cache_takes_what_was_planned(monkeypatch):
-    it, sizes, decode = work(), [], rollout._decode
-    monkeypatch.setattr(rollout, '_decode', lambda *args: sizes.append(measured(args[2].cache)) or decode(*args))
+    it, sizes, of = work(), [], decode.decode
+    monkeypatch.setattr(decode, 'decode', lambda *args: sizes.append(measured(args[2].cache)) or of(*args))
     params = jax.device_put(random_params(it.learner.model), lm.shardings(it.learner.model, it.learner.mesh))
     rollout.sample(
         params, it.learner.model, it.sampler, it.learner.mesh, [[1, 2, 3]] * 4, [5, 6], forks=it.forks, seed=0, step=0)
