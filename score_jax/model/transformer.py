@@ -28,7 +28,7 @@ from score_jax.sharding import spread
 # What the backward pass finds kept of a layer; the rest it computes again.
 REMAT = {
     'everything': jax.checkpoint_policies.everything_saveable,
-    'products': jax.checkpoint_policies.save_only_these_names('product'),  # those with weights
+    'products': jax.checkpoint_policies.save_only_these_names('product', 'attended'),  # those with weights, attention
     'nothing': jax.checkpoint_policies.nothing_saveable,  # but what goes into the layer
 }
 _ROWS = ('batch', None, None)  # logical axes of hidden states: a device has rows, and these whole
@@ -180,7 +180,7 @@ def forward(
         if kv is not None:
             k, v = _write(kv.keys, positions, k), _write(kv.values, positions, v)
             kv = Cache(keys=k, values=v)
-        y = _linear(attend(q, k, v, positions, config, local), p['out'], contracted=2)
+        y = _linear(attend(q, k, v, positions, config, local, cached=kv is not None), p['out'], contracted=2)
         x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
         y = norm(x, p['mlp_norm'])
         y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
