@@ -1,4 +1,4 @@
-"""How the rows of a trajectory are read: each by itself, or each turn once for all rows that share it.
+"""How the rows of a trajectory are read: each by itself, several behind each other, or shared turns once for all.
 
 A layout says where the hidden state at each token is found, and gives every row the statistics of what it shares.
 
@@ -15,13 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import model as lm
-from score_jax.sharding import to_host
+from score_jax.sharding import batch_shards, put_batch, spread, to_host
 from score_jax.trajectory import Trajectory, turn_ends
 
 
 @flax.struct.dataclass
 class Rows:
     """Each row by itself."""
+
+    def size(self, trajectory: Trajectory, shards: int) -> int:
+        """G * N, tokens that are read, padding included."""
+        return trajectory.tokens.size
 
     def hidden(self, params, config: lm.ModelConfig, trajectory: Trajectory, shards: int, remat: str):
         """Hidden states `[G, N, D]` of every token that is read."""
@@ -44,6 +48,49 @@ class Rows:
 
 
 @flax.struct.dataclass
+class Packed(Rows):
+    """Each row by itself, but several behind each other where they fit into the width of the longest:
+
+        0 0 0 0 0 0 0 0 0 0
+        1 1 1 1 1 1 2 2 2 .       no token sees another row's
+        3 3 3 3 4 4 4 5 5 5
+
+    Attributes:
+      starts: `[B]`, where each row begins among its shard's tokens.
+      rows: that the rows of a shard are packed into.
+    """
+
+    starts: jax.Array
+    rows: int = flax.struct.field(pytree_node=False)
+
+    def size(self, trajectory: Trajectory, shards: int) -> int:
+        """As `Rows.size`."""
+        return shards * self.rows * trajectory.tokens.shape[1]
+
+    def hidden(self, params, config: lm.ModelConfig, trajectory: Trajectory, shards: int, remat: str):
+        """As `Rows.hidden`."""
+        rows, width = trajectory.tokens.shape
+        columns = jnp.broadcast_to(jnp.arange(width), (rows, width))
+        place = jnp.where(columns < trajectory.length[:, None], self.number(trajectory, shards), self.rows * width)
+
+        @jax.vmap
+        def pack(place, x):
+            return jnp.zeros(self.rows * width, x.dtype).at[place].set(x, mode='drop')
+
+        def packed(x):
+            x = pack(place.reshape(shards, -1), x.reshape(shards, -1))
+            return spread(x.reshape(shards * self.rows, width), ('batch', None))
+        row = jnp.broadcast_to(1 + _local(rows, shards), columns.shape)  # padding is of row 0
+        hidden, _ = lm.forward(
+            params, config, packed(trajectory.tokens), packed(columns), segments=packed(row), remat=remat)
+        return _by_shard(hidden, shards)
+
+    def number(self, trajectory: Trajectory, shards: int):
+        """As `Rows.number`."""
+        return self.starts[:, None] + jnp.arange(trajectory.tokens.shape[1])
+
+
+@flax.struct.dataclass
 class Tree:
     """Each turn once for all rows that share it.
 
@@ -63,6 +110,10 @@ class Tree:
     def _sharing(self, turn: int) -> int:
         """Rows of the trajectory that a row of turn `turn` (0 for the first) stands for."""
         return math.prod(self.forks[turn + 1:])
+
+    def size(self, trajectory: Trajectory, shards: int) -> int:
+        """As `Rows.size`."""
+        return sum(len(trajectory.tokens) // self._sharing(turn) * width for turn, width in enumerate(self.widths))
 
     def hidden(self, params, config: lm.ModelConfig, trajectory: Trajectory, shards: int, remat: str):
         """As `Rows.hidden`, turn behind turn."""
@@ -128,14 +179,54 @@ def _turns(trajectory: Trajectory) -> list:
     return [(columns >= start) & (columns < end) for start, end in zip(_turn_starts(trajectory), ends)]
 
 
-def choose(trajectory: Trajectory, forks: tuple[int, ...], multiple: int) -> Rows | Tree:
+def padding(layout: Rows | Tree, trajectory: Trajectory, shards: int):
+    """The share of what is read that is no token of any row."""
+    inside = jnp.arange(trajectory.tokens.shape[1]) < trajectory.length[:, None]
+    return 1 - jnp.sum(inside & layout.read_once(trajectory)) / layout.size(trajectory, shards)
+
+
+def split(x, problems: int, parts: int):
+    """`[B, ...]`, B / problems rows of each problem side by side, as `[A, B / A, ...]`: A parts of the problems.
+
+    Problem p goes to part p % A, so no row leaves its device.
+    """
+    x = x.reshape(problems // parts, parts, -1, *x.shape[1:])
+    return x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])
+
+
+def choose(
+    trajectory: Trajectory, forks: tuple[int, ...], multiple: int, *, mesh: jax.sharding.Mesh, parts: int = 1,
+) -> Rows | Tree:
     """The layout for a trajectory, from its lengths, which are read on the host.
 
     Args:
-      multiple: widths are rounded up to one, so that few programs are compiled.
+      multiple: widths of shared turns are rounded up to one, so that few programs are compiled.
+      parts: of the batch, which are read one after another.
     """
-    if all(fork == 1 for fork in forks[1:]):
-        return Rows()
-    ends = np.stack([np.zeros(len(trajectory.tokens), np.int32), *to_host(turn_ends(trajectory))])
-    longest = np.diff(ends, axis=0).max(axis=1)
-    return Tree(forks, tuple(int(min(-(-n // multiple) * multiple, trajectory.tokens.shape[1])) for n in longest))
+    rows, width = trajectory.tokens.shape
+    if any(fork > 1 for fork in forks[1:]):
+        ends = np.stack([np.zeros(rows, np.int32), *to_host(turn_ends(trajectory))])
+        longest = np.diff(ends, axis=0).max(axis=1)
+        return Tree(forks, tuple(int(min(-(-n // multiple) * multiple, width)) for n in longest))
+    problems, shards = rows // math.prod(forks), batch_shards(mesh)
+    groups = split(np.arange(rows), problems, parts).reshape(parts * shards, -1)  # rows that are packed together
+    lengths, starts, needed = to_host(trajectory.length), np.zeros(rows, np.int32), 0
+    for group in groups:
+        starts[group], used = pack(lengths[group], width)
+        needed = max(needed, used)
+    step = max(groups.shape[1] // 8, 1)  # at most about eight programs
+    packed = -(-needed // step) * step
+    return Packed(put_batch(mesh, starts), packed) if packed < groups.shape[1] else Rows()
+
+
+def pack(lengths, width: int) -> tuple[np.ndarray, int]:
+    """Where each row begins when rows of `lengths` lie behind each other in rows of `width`, and how many those are.
+
+    The longest first, each into the first row that has room: at most 11/9 of the fewest that would do, and one.
+    """
+    starts, used = np.zeros(len(lengths), np.int32), np.zeros(len(lengths), np.int64)
+    for row in np.argsort(-lengths, kind='stable'):
+        into = int(np.argmax(used + lengths[row] <= width))
+        starts[row] = into * width + used[into]
+        used[into] += lengths[row]
+    return starts, int(np.sum(used > 0))

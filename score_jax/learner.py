@@ -205,13 +205,12 @@ def gradient_in_parts(scorer, loss, params, batch, *, problems: int, parts: int,
         stats, gradient = scorer.gradient(params, batch, derivatives, first_pass=first_pass)
         return gradient, loss(stats)[1]
 
-    def split(x):  # [B, ...] -> [A, B / A, ...]: problem p goes to part p % A, so no row leaves its device
-        x = x.reshape(problems // parts, parts, -1, *x.shape[1:])
-        return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+    def split(x):
+        return layouts.split(x, problems, parts)
 
-    def join(x):
+    def join(x):  # and back
         x = x.reshape(parts, problems // parts, -1, *x.shape[2:])
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:])
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
 
     batch = jax.tree.map(split, batch)
     if first_pass:
@@ -297,6 +296,7 @@ class Learner:
             self._scorer(temperature, reference, base), loss, state.params, (trajectory, layout),
             problems=len(correct) // math.prod(forks), parts=self.memory.accumulate,
             first_pass=objective.kl_estimator == 'sampled')
+        metrics['padding'] = layouts.padding(layout, trajectory, batch_shards(self.mesh))
         if objective.adaptive_beta2:
             metrics['beta2_scale'] = state.beta2_scale
         has_rows = metrics['dropped'] < len(correct)

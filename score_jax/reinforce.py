@@ -289,7 +289,10 @@ class Reinforce(Stage):
         state, figures = self.learner.reinforce(
             state, reference, trajectory, sharding.put_batch(self.mesh, correct),
             objective=self.objective, forks=self.forks, temperature=config.temperature,
-            layout=layout.choose(trajectory, self.forks, max(config.rollout.chunk // 4, 1)), base=base)
+            layout=layout.choose(
+                trajectory, self.forks, max(config.rollout.chunk // 4, 1), mesh=self.mesh,
+                parts=config.memory.accumulate),
+            base=base)
         figures = jax.tree.map(float, figures) | grading.summary(attempts)
         figures |= self._transitions(correct, grading.changed(attempts))
         if 't1' not in figures:

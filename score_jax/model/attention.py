@@ -21,7 +21,7 @@ def capped(x, cap: float):
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def attend(q, k, v, positions, config: ModelConfig, local, cached: bool):
+def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
     """Each query's mean of the values it sees, `[B, T, H, h]`: those not after it and, in a local layer, near it.
 
     A block of queries at a time, so that no `[B, H, T, S]` exists, neither here nor on the way back.
@@ -29,28 +29,36 @@ def attend(q, k, v, positions, config: ModelConfig, local, cached: bool):
     Args:
       q: `[B, T, H, h]`.
       k, v: `[B, S, K, h]`.
-      positions: `[B, T]` of the queries.
       local: `[]`, whether the layer is local: then what is `window` or more positions before is not seen.
-      cached: whether slot s holds position s. Otherwise keys and queries are of the same tokens, S = T, in order.
+      positions: `[B, T]` of the queries in a cache, where slot s holds position s. None: keys and queries are of the
+        same tokens in the same order, S = T.
+      segments: `[B, T]`, without positions: only what is of the same segment is seen. None: all is of one.
     """
     b, t, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     # Rows and KV heads first, then one product for all queries of a KV head.
     q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    own = positions is None
+    if own:
+        positions = jnp.arange(t)[None]
     out = []
     for start in range(0, t, _BLOCK):
         stop = min(start + _BLOCK, t)
-        seen = k.shape[2] if cached else stop  # later keys are not seen
-        queries = positions[:, start:stop] if cached else jnp.arange(start, stop)[None]
-        out.append(_block(q[:, :, :, start:stop], k[:, :, :seen], v[:, :, :seen], queries, local, config))
+        seen = stop if own else k.shape[2]  # of later keys nothing is
+        of = None if segments is None else (segments[:, start:stop], segments[:, :seen])
+        out.append(_block(
+            q[:, :, :, start:stop], k[:, :, :seen], v[:, :, :seen], positions[:, start:stop], of, local, config))
     out = jnp.concatenate(out, axis=3) if len(out) > 1 else out[0]
     return checkpoint_name(out.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim), 'attended')
 
 
-@functools.partial(jax.checkpoint, static_argnums=(5,))
-def _block(q, k, v, positions, local, config: ModelConfig):
-    """`q [B, K, G, T, h]` at `positions [B or 1, T]` over `k, v [B, K, S, h]` at positions 0 to S - 1."""
+@functools.partial(jax.checkpoint, static_argnums=(6,))
+def _block(q, k, v, positions, segments, local, config: ModelConfig):
+    """`q [B, K, G, T, h]` at `positions [B or 1, T]` over `k, v [B, K, S, h]` at positions 0 to S - 1.
+
+    `segments`: of the queries and of the keys, or None.
+    """
     b, kv_heads, groups, t, head_dim = q.shape
     slots = jnp.arange(k.shape[2])
     scores = jnp.einsum(
@@ -59,6 +67,8 @@ def _block(q, k, v, positions, local, config: ModelConfig):
     visible = slots <= positions[:, :, None]  # [B, T, S]
     if config.window:
         visible &= ~local | (slots > positions[:, :, None] - config.window)
+    if segments is not None:
+        visible &= segments[0][:, :, None] == segments[1][:, None, :]
     # Not -inf: a query of padding beyond the cache sees no slot at all, and 0 / 0 would reach the gradient.
     scores = jnp.where(
         visible[:, None, None], scores.reshape(b, kv_heads, groups, t, -1), jnp.finfo(jnp.float32).min)

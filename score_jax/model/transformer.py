@@ -142,16 +142,19 @@ def fetch_all_but_layers(params) -> dict:
 
 
 def forward(
-    params, config: ModelConfig, tokens, positions, cache: Cache | None = None, *, remat: str = 'products'):
+    params, config: ModelConfig, tokens, positions, cache: Cache | None = None, *, segments=None,
+    remat: str = 'products'):
     """Final hidden states of `tokens`, on top of what the cache holds.
 
     Args:
       params: the pytree declared in `score_jax/model/params.py`, in any float type.
       tokens: `[B, T]` token ids.
-      positions: `[B, T]` position of each token in its row, increasing along T. Without a cache,
+      positions: `[B, T]` position of each token in its row, increasing along T. Without a cache and segments,
         `arange(T)` in every row.
       cache: keys and values of earlier positions; those of `tokens` are written into it.
         Positions at or beyond `cache.slots` are dropped.
+      segments: `[B, T]`, without a cache: where several rows stand behind each other, which of them a token is of. It
+        sees none of the others, and positions begin at 0 in each.
       remat: row of `REMAT`. The products are less memory than everything, and on most devices faster too.
 
     Returns:
@@ -180,7 +183,8 @@ def forward(
         if kv is not None:
             k, v = _write(kv.keys, positions, k), _write(kv.values, positions, v)
             kv = Cache(keys=k, values=v)
-        y = _linear(attend(q, k, v, positions, config, local, cached=kv is not None), p['out'], contracted=2)
+        y = attend(q, k, v, config, local, None if kv is None else positions, segments)
+        y = _linear(y, p['out'], contracted=2)
         x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
         y = norm(x, p['mlp_norm'])
         y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
