@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from score_jax import layout as layouts
 from score_jax import lora as adapters
 from score_jax import model as lm
 from score_jax import objective as objectives
@@ -19,8 +21,8 @@ from score_jax import optimizer as optimizers
 from score_jax.errors import UserError
 from score_jax.lora import LoraConfig
 from score_jax.optimizer import OptimizerConfig, TrainState
-from score_jax.sharding import on_mesh
-from score_jax.token_statistics import TokenStatistics, token_statistics, tree_statistics
+from score_jax.sharding import batch_shards, on_mesh
+from score_jax.token_statistics import Head, Sampled, TokenStatistics
 from score_jax.trajectory import Trajectory
 
 FLOATS = ('float32', 'bfloat16')
@@ -119,43 +121,111 @@ def policy_loss(
     return reinforce + kl_loss, metrics
 
 
-def gradient_in_parts(statistics, loss, params, batch, *, problems: int, parts: int, first_pass: bool):
-    """The gradient of `loss(statistics(params, batch))`, in memory for a part of the problems at a time.
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """From what is trained to the statistics of a batch, and back.
+
+    Attributes:
+      whole: from what is trained to parameters for `forward`.
+      reference: frozen parameters, or None; no gradient flows into them.
+    """
+
+    head: Head
+    remat: str
+    whole: Callable[[dict], dict]
+    reference: dict | None
+
+    def _read(self, params, batch, sampled: Sampled):
+        """Hidden states `[G, M, D]` that sampled tokens follow, and the head."""
+        trajectory, layout = batch
+        hidden = layout.hidden(params, self.head.model, trajectory, self.head.shards, self.remat)
+        return jax.vmap(lambda x, where: x[where])(hidden, sampled.hidden), self.head.weights(params)
+
+    def _read_reference(self, batch, sampled: Sampled) -> tuple:
+        return () if self.reference is None else (self._read(self.reference, batch, sampled),)
+
+    def _sampled(self, batch) -> Sampled:
+        trajectory, layout = batch
+        mask = (trajectory.turn > 0) & layout.read_once(trajectory)
+        return Sampled.find(
+            mask, layout.number(trajectory, self.head.shards), trajectory.tokens, self.head.shards,
+            self.head.places(mask.size // self.head.shards))
+
+    def statistics(self, params, batch) -> TokenStatistics:
+        """`[B, T]`, of the rows of `batch`: a trajectory and its layout."""
+        (trajectory, layout), sampled = batch, self._sampled(batch)
+        reads = self._read(self.whole(params), batch, sampled), *self._read_reference(batch, sampled)
+        known = self.head.read(*zip(*reads), sampled, trajectory.tokens.size // self.head.shards)
+        return self._spread(known, batch)
+
+    def gradient(self, params, batch, derivatives, *, first_pass: bool) -> tuple[TokenStatistics, dict]:
+        """The statistics and, with a loss's derivatives by them, its gradient.
+
+        Args:
+          derivatives: from `TokenStatistics [B, T]` to the same of derivatives. Those by a token may depend on later
+            tokens alone, or `first_pass` is true.
+        """
+        (trajectory, layout), sampled = batch, self._sampled(batch)
+        own, back = jax.vjp(lambda params: self._read(self.whole(params), batch, sampled), params)
+        reads, width = (own, *self._read_reference(batch, sampled)), trajectory.tokens.size // self.head.shards
+
+        def by_what_is_read_once(known):
+            stats, spread_back = jax.vjp(lambda known: self._spread(known, batch), known)
+            return spread_back(derivatives(stats))[0]
+
+        of_all = by_what_is_read_once(self.head.read(*zip(*reads), sampled, width)) if first_pass else None
+        known, by_hidden, by_head = self.head.learn(
+            *zip(*reads), sampled, width, lambda known: of_all or by_what_is_read_once(known))
+        (gradient,) = back((by_hidden, by_head.astype(own[1].dtype)))
+        return self._spread(known, batch), gradient
+
+    def _spread(self, known: TokenStatistics, batch) -> TokenStatistics:
+        trajectory, layout = batch
+        return layout.spread(trajectory, jax.tree.map(lambda x: x.reshape(trajectory.tokens.shape), known))
+
+
+def gradient_in_parts(scorer, loss, params, batch, *, problems: int, parts: int, first_pass: bool):
+    """The gradient of `loss(scorer.statistics(params, batch))`, in memory for a part of the problems at a time.
 
     The loss is one function of the statistics of the whole batch, so its baselines and its means are those of the
     undivided update. They are small, `[B, T]`: once its derivatives by the statistics of a part are known, they are
     pulled back to the parameters, and the gradients of the parts add up, in float32.
 
     Args:
-      statistics: `(params, batch) -> TokenStatistics [b, T]`.
       loss: `TokenStatistics [B, T] -> (value, metrics)`.
       batch: arrays `[B, ...]`, B / problems rows of each problem side by side.
-      first_pass: whether a row's derivatives depend on the statistics of other rows. All are then computed once before.
+      first_pass: whether a token's derivatives depend on the statistics of other rows or of earlier tokens. All are then
+        computed once before.
 
     Returns:
       the gradient, and metrics.
     """
-    def split(x):  # [B, ...] -> [A, B / A, ...]: problem p goes to part p % A, so no row leaves its device
-        x = x.reshape(problems // parts, parts, -1, *x.shape[1:])
-        return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+    derivatives = jax.grad(lambda stats: loss(stats)[0])
+    if parts == 1:
+        stats, gradient = scorer.gradient(params, batch, derivatives, first_pass=first_pass)
+        return gradient, loss(stats)[1]
 
-    def join(x):
+    def split(x):
+        return layouts.split(x, problems, parts)
+
+    def join(x):  # and back
         x = x.reshape(parts, problems // parts, -1, *x.shape[2:])
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:])
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
 
     batch = jax.tree.map(split, batch)
     if first_pass:
-        known = jax.lax.map(lambda part: statistics(params, part), batch)
+        known = jax.lax.map(lambda part: scorer.statistics(params, part), batch)
     else:
-        like = jax.eval_shape(jax.vmap(lambda part: statistics(params, part)), batch)
+        like = jax.eval_shape(jax.vmap(lambda part: scorer.statistics(params, part)), batch)
         known = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
     def step(gradient, inputs):
         index, part = inputs
-        stats, pull_back = jax.vjp(lambda p: statistics(p, part), params)
-        whole = jax.tree.map(lambda all, own: join(all.at[index].set(own)), known, stats)
-        by_statistics = jax.grad(lambda stats: loss(stats)[0])(whole)
-        (own,) = pull_back(jax.tree.map(lambda x: split(x)[index], by_statistics))
+
+        def of_part(stats):
+            whole = known if first_pass else jax.tree.map(lambda all, own: all.at[index].set(own), known, stats)
+            return jax.tree.map(lambda x: split(x)[index], derivatives(jax.tree.map(join, whole)))
+        stats, own = scorer.gradient(params, part, of_part, first_pass=False)
         return jax.tree.map(lambda total, g: total + g.astype(total.dtype), gradient, own), stats
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
@@ -168,7 +238,7 @@ class Learner:
     """The jitted updates of one stage; a call compiles once for each shape of its batch.
 
     Attributes:
-      head_chunk: columns of the trajectory that the head is applied to at a time.
+      head_chunk: sampled tokens of a shard of the batch that the head is applied to at a time.
       lora: where it is not None, adapters are what is trained: parameters of a state and of a reference are adapters,
         and the updates take the base that both share.
     """
@@ -199,19 +269,19 @@ class Learner:
         return adapters.adapt(base, params, self.lora) if self.lora else params
 
     @functools.partial(
-        jax.jit, static_argnames=('self', 'objective', 'forks', 'widths', 'temperature'), donate_argnames=('state',))
+        jax.jit, static_argnames=('self', 'objective', 'forks', 'temperature'), donate_argnames=('state',))
     @on_mesh
     def reinforce(
         self, state: TrainState, reference, trajectory: Trajectory, correct, *,
         objective: objectives.Objective, forks: tuple[int, ...], temperature: float,
-        widths: tuple[int, ...] | None = None, base=None):
+        layout: layouts.Rows | layouts.Tree = layouts.Rows(), base=None):
         """One policy-gradient step on a fresh trajectory.
 
         Args:
           reference: frozen parameters of the KL's other side, on the devices or in the host's memory.
           correct: `[B, N]`, as in `policy_loss`.
           temperature: that of the sampler.
-          widths: `shared_widths` of the trajectory: turns that rows share are read once. None: once a row.
+          layout: how the rows are read.
           base: frozen parameters that adapters stand beside.
 
         Returns:
@@ -219,20 +289,14 @@ class Learner:
         """
         reference = lm.fetch_all_but_layers(self.whole(reference, base))
 
-        def statistics(params, trajectory):
-            params = self.whole(params, base)
-            how = {'temperature': temperature, 'head_chunk': self.head_chunk, 'reference': reference,
-                   'remat': self.memory.remat}
-            if widths is None:
-                return token_statistics(params, self.model, trajectory.tokens, **how)
-            return tree_statistics(params, self.model, trajectory, forks, widths, **how)
-
         def loss(stats):
             return policy_loss(stats, trajectory, correct, objective, forks, state.beta2_scale)
 
-        grads, metrics = self._gradient(
-            statistics, loss, state.params, trajectory, problems=len(correct) // math.prod(forks),
+        grads, metrics = gradient_in_parts(
+            self._scorer(temperature, reference, base), loss, state.params, (trajectory, layout),
+            problems=len(correct) // math.prod(forks), parts=self.memory.accumulate,
             first_pass=objective.kl_estimator == 'sampled')
+        metrics['padding'] = layouts.padding(layout, trajectory, batch_shards(self.mesh))
         if objective.adaptive_beta2:
             metrics['beta2_scale'] = state.beta2_scale
         has_rows = metrics['dropped'] < len(correct)
@@ -243,23 +307,21 @@ class Learner:
     @on_mesh
     def imitate(self, state: TrainState, tokens, turn):
         """One step of supervised training on the model's own tokens: `tokens`, `turn` `[B, T]`, where turn > 0."""
-        def statistics(params, tokens):
-            return token_statistics(
-                params, self.model, tokens, temperature=1.0, head_chunk=self.head_chunk, remat=self.memory.remat)
+        dialogues = Trajectory(tokens=tokens, turn=turn, log_probs=None, length=None, truncated=None)
 
         def loss(stats):
-            mask = turn > 0
-            value = -jnp.sum(jnp.where(mask, stats.log_probs, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+            mask = (turn > 0).at[:, 0].set(False)
+            value = -jnp.sum(jnp.where(mask, stats.log_probs, 0.0)) / jnp.maximum(jnp.sum(turn > 0), 1)
             return value, {'loss': value}
 
-        grads, metrics = self._gradient(
-            statistics, loss, state.params, tokens, problems=len(tokens), first_pass=False)
+        grads, metrics = gradient_in_parts(
+            self._scorer(1.0), loss, state.params, (dialogues, layouts.Rows()), problems=len(tokens),
+            parts=self.memory.accumulate, first_pass=False)
         return self._updated(state, grads, metrics)
 
-    def _gradient(self, statistics, loss, params, batch, **how):
-        if self.memory.accumulate > 1:
-            return gradient_in_parts(statistics, loss, params, batch, parts=self.memory.accumulate, **how)
-        return jax.grad(lambda params: loss(statistics(params, batch)), has_aux=True)(params)
+    def _scorer(self, temperature: float, reference=None, base=None) -> Scorer:
+        head = Head(self.model, batch_shards(self.mesh), temperature, self.head_chunk, trained=not self.lora)
+        return Scorer(head, self.memory.remat, lambda params: self.whole(params, base), reference)
 
     def _updated(self, state: TrainState, *args, **changes):
         state, metrics = optimizers.apply(state, self.optimizer, *args, **changes)

@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from score_jax import layout as layouts
 from score_jax import model as lm
 from score_jax import rollout
 from score_jax.errors import UserError
@@ -178,6 +179,7 @@ def lower_update(work: Work):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
     reference, base = abstract_frozen(work)
     rows, turns = work.rows, work.sampler.turns
+    layout = layouts.Tree(work.forks, work.widths) if work.shared else layouts.Rows()
     shape = (rows, work.slots)
     trajectory = Trajectory(
         tokens=of(shape, jnp.int32), turn=of(shape, jnp.int32), log_probs=of(shape, jnp.float32),
@@ -185,7 +187,7 @@ def lower_update(work: Work):
     return Learner.reinforce.lower(
         learner, learner.abstract_state(), reference, trajectory, of((rows, turns), jnp.float32),
         objective=work.objective, forks=work.forks, temperature=work.sampler.temperature or 1.0,
-        widths=work.widths if work.shared else None, base=base)
+        layout=layout, base=base)
 
 
 def flops(work: Work) -> dict[str, float]:

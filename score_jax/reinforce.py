@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    grading, lora, metrics, monitor, objective, offline, plan, processes, progress, ragged, rollout, settings, sharding,
-    sources, tasks)
+    grading, layout, lora, metrics, monitor, objective, offline, plan, processes, progress, ragged, rollout, settings,
+    sharding, sources, tasks)
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
 from score_jax.lora import LoraConfig
 from score_jax.offline import OfflineConfig
 from score_jax.sources import RANDOM, stage_checkpoints, weights
 from score_jax.train import Stage, TrainConfig, stage_seed
-from score_jax.trajectory import shared_widths
 
 # How far the sampler's log-probabilities may lie from the learner's on the first step of a run.
 _LOG_PROB_TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.25}
@@ -290,7 +289,10 @@ class Reinforce(Stage):
         state, figures = self.learner.reinforce(
             state, reference, trajectory, sharding.put_batch(self.mesh, correct),
             objective=self.objective, forks=self.forks, temperature=config.temperature,
-            widths=shared_widths(trajectory, self.forks, max(config.rollout.chunk // 4, 1)), base=base)
+            layout=layout.choose(
+                trajectory, self.forks, max(config.rollout.chunk // 4, 1), mesh=self.mesh,
+                parts=config.memory.accumulate),
+            base=base)
         figures = jax.tree.map(float, figures) | grading.summary(attempts)
         figures |= self._transitions(correct, grading.changed(attempts))
         if 't1' not in figures:

@@ -12,9 +12,6 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from score_jax.sharding import to_host
 
 
 @flax.struct.dataclass
@@ -52,15 +49,3 @@ def turn_ends(trajectory: Trajectory) -> list:
     columns = jnp.arange(1, trajectory.tokens.shape[1] + 1)
     own = jnp.abs(trajectory.turn)
     return [jnp.max(jnp.where(own == t + 1, columns, 0), axis=1) for t in range(trajectory.turns)]
-
-
-def shared_widths(trajectory: Trajectory, forks: tuple[int, ...], multiple: int) -> tuple[int, ...] | None:
-    """By turn, the most tokens that a row adds (the prompt or instruction included), rounded up to a `multiple`.
-
-    What `tree_statistics` needs to know before it is compiled. None where no two rows share a turn.
-    """
-    if all(fork == 1 for fork in forks[1:]):
-        return None
-    ends = np.stack([np.zeros(len(trajectory.tokens), np.int32), *to_host(turn_ends(trajectory))])
-    longest = np.diff(ends, axis=0).max(axis=1)
-    return tuple(int(min(-(-n // multiple) * multiple, trajectory.tokens.shape[1])) for n in longest)

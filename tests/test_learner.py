@@ -12,14 +12,15 @@ from enumeration import (
     turn_log_probs, world)
 from helpers import decoder_logits, log_softmax, memory, mesh_of, random_params, random_tree, tiny
 
-from score_jax import rollout
+from score_jax import layout as layouts
 from score_jax import model as lm
 from score_jax import objective as objectives
+from score_jax import rollout
 from score_jax.errors import UserError
 from score_jax.learner import Learner, gradient_in_parts, policy_loss
 from score_jax.optimizer import OptimizerConfig, round_at_random
 from score_jax.token_statistics import TokenStatistics
-from score_jax.trajectory import Trajectory, shared_widths
+from score_jax.trajectory import Trajectory
 
 ALPHA, BETA1, BETA2 = 3.0, 0.3, 0.7
 SYMBOLS = {
@@ -428,16 +429,23 @@ def test_a_gradient_in_parts_is_the_undivided_one(double, kl_estimator, baseline
     correct[5, 1] = np.nan
     params = jnp.asarray(np.random.default_rng(9).normal(size=8))
 
-    def statistics(params, part):  # whatever they may be: of a token, and of those before it
-        x = jnp.tanh(jnp.cumsum(params[part.tokens], axis=1))
-        return TokenStatistics(log_probs=-x**2, reference_log_probs=-jnp.abs(x), entropy=x, kl=(x - 0.3)**2)
+    class Any:  # whatever they may be: of a token, and of those before it
+        @staticmethod
+        def statistics(params, part):
+            x = jnp.tanh(jnp.cumsum(params[part.tokens], axis=1))
+            return TokenStatistics(log_probs=-x**2, reference_log_probs=-jnp.abs(x), entropy=x, kl=(x - 0.3)**2)
+
+        @staticmethod
+        def gradient(params, part, derivatives, first_pass):
+            stats, back = jax.vjp(lambda params: Any.statistics(params, part), params)
+            return stats, back(derivatives(stats))[0]
 
     def loss(stats):
         return policy_loss(stats, trajectory, jnp.asarray(correct), resolve('stage2', kl_estimator, baseline), (2, 2))
 
-    expected, metrics = jax.grad(lambda p: loss(statistics(p, trajectory)), has_aux=True)(params)
+    expected, metrics = jax.grad(lambda p: loss(Any.statistics(p, trajectory)), has_aux=True)(params)
     got, of_parts = gradient_in_parts(
-        statistics, loss, params, trajectory, problems=4, parts=2, first_pass=kl_estimator == 'sampled')
+        Any, loss, params, trajectory, problems=4, parts=2, first_pass=kl_estimator == 'sampled')
     assert np.abs(got - expected).max() < 1e-6 * np.abs(expected).max() and np.abs(expected).max() > 0.1
     assert jax.tree.map(float, of_parts) == pytest.approx(jax.tree.map(float, metrics), rel=1e-9)
 
@@ -446,13 +454,13 @@ def test_an_update_in_parts_is_the_undivided_one():
     """Whatever the backward pass keeps; parts of a tree are trees."""
     trajectory = random_tree((2, 2), prompts=(3, 5))
     correct = np.random.default_rng(8).integers(0, 2, (8, 2)).astype(np.float32)
-    reference, widths = random_params(CONFIG, 1), shared_widths(trajectory, (2, 2), 1)
+    reference = random_params(CONFIG, 1)
     states = []
     for kept in (memory(), memory(accumulate=2, remat='nothing')):
         update, state = new_learner(kept, clip_norm=1e3, adam_eps=1.0)
         states.append(update.reinforce(
             state, reference, trajectory, correct, objective=resolve('stage2'), forks=(2, 2), temperature=1.0,
-            widths=widths)[0])
+            layout=layouts.choose(trajectory, (2, 2), 1, mesh=update.mesh))[0])
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):  # the first moments in them are the gradient's tenth
         assert np.linalg.norm(a - b) <= 3e-6 * np.linalg.norm(a)
 

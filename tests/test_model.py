@@ -53,7 +53,7 @@ def test_logits_with_a_cache_are_those_without(config):
     close = functools.partial(np.testing.assert_allclose, atol=1e-5 * max(1, np.abs(expected).max()))
     block = np.where(np.arange(5) < read[:, None], TOKENS[:, :5], 7)
     positions = np.broadcast_to(np.arange(5), (3, 5))
-    got, cache = forward(params, config, block, positions, lm.new_cache(config, 3, 6))
+    got, cache = forward(params, config, block, positions, lm.stacked(lm.new_cache(config, 3, 6), config.layers))
     for row in range(3):
         close(got[row, :read[row]], expected[row, :read[row]])
     cache = lm.grow(cache, 8)
@@ -101,7 +101,7 @@ def test_rotary_pairs_of_llama_3_turn_slower_the_slower_they_are():
 def test_what_lies_beyond_the_cache_is_dropped():
     config, params = tiny(), random_params(tiny())
     positions = np.broadcast_to(np.arange(9), TOKENS.shape)
-    got, cache = forward(params, config, TOKENS, positions, lm.new_cache(config, 3, 4))
+    got, cache = forward(params, config, TOKENS, positions, lm.stacked(lm.new_cache(config, 3, 4), config.layers))
     np.testing.assert_allclose(got[:, :4], all_logits(params, config)[:, :4], atol=1e-5)
     assert cache.slots == 4
 
@@ -109,7 +109,7 @@ def test_what_lies_beyond_the_cache_is_dropped():
 def test_bfloat16_is_the_compute_type_and_logits_are_float32():
     config = tiny(dtype='bfloat16')
     params = random_params(config)
-    logits, cache = forward(params, config, TOKENS, np.tile(np.arange(9), (3, 1)), lm.new_cache(config, 3, 9))
+    logits, cache = forward(params, config, TOKENS, np.tile(np.arange(9), (3, 1)), lm.stacked(lm.new_cache(config, 3, 9), config.layers))
     assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
     exact = all_logits(params, tiny())
     assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()

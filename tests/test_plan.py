@@ -10,7 +10,7 @@ from helpers import memory, mesh_of, random_params, tiny
 
 from configs import stage1
 from score_jax import model as lm
-from score_jax import objective, plan, rollout
+from score_jax import decode, objective, plan, rollout
 from score_jax.errors import UserError
 from score_jax.learner import Learner
 from score_jax.lora import LoraConfig

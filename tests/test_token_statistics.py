@@ -1,4 +1,4 @@
-"""Statistics of every token are those of the full softmax, in bounded memory, also where rows share turns."""
+"""Statistics and gradients are those of the full softmax, in bounded memory, however the rows are read."""
 
 import functools
 
@@ -6,22 +6,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import decoder_logits, log_softmax, random_params, random_tree, tiny
+from helpers import decoder_logits, log_softmax, mesh_of, random_params, random_tree, tiny
 
+from score_jax import layout as layouts
 from score_jax import model as lm
-from score_jax.token_statistics import TokenStatistics, token_statistics, tree_statistics
-from score_jax.trajectory import shared_widths, turn_ends
+from score_jax import objective as objectives
+from score_jax.learner import Scorer, policy_loss
+from score_jax.token_statistics import Head, TokenStatistics, of_logits
+from score_jax.trajectory import Trajectory
 
 CONFIG = tiny(tied=False)
 TOKENS = np.random.default_rng(5).integers(0, 8, (3, 10)).astype(np.int32)
+ALL = Trajectory(
+    tokens=TOKENS, turn=np.ones_like(TOKENS), log_probs=None, length=np.full(3, 10), truncated=None)
 
 
-@pytest.mark.parametrize('head_chunk, temperature', [(1, 1.0), (4, 0.7), (9, 1.0), (50, 1.6)])
-def test_statistics_are_those_of_the_full_softmax(head_chunk, temperature):
+def scorer(config=CONFIG, chunk=4, temperature=1.0, reference=None, shards=1) -> Scorer:
+    return Scorer(Head(config, shards, temperature, chunk), 'products', lambda params: params, jax.tree.map(jnp.asarray, reference))
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'temperature'))
+def plain(params, reference, trajectory, config, temperature):
+    """Straight from all logits at once, every row by itself, with whatever JAX makes of their derivatives."""
+    tokens = trajectory.tokens
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    laws = [jax.nn.log_softmax(
+        lm.logits(p, config, lm.forward(p, config, tokens, positions)[0])[:, :-1] / temperature)
+        for p in (params, jax.lax.stop_gradient(reference))]
+    probs = jnp.exp(laws[0])
+    values = TokenStatistics(
+        *(jnp.take_along_axis(law, tokens[:, 1:, None], axis=-1)[..., 0] for law in laws),
+        entropy=-jnp.sum(probs * laws[0], axis=-1), kl=jnp.sum(probs * (laws[0] - laws[1]), axis=-1))
+    mask = trajectory.turn[:, 1:] > 0
+    return jax.tree.map(lambda x: jnp.pad(jnp.where(mask, x, 0), [(0, 0), (1, 0)]), values)
+
+
+@pytest.mark.parametrize('chunk, temperature', [(1, 1.0), (4, 0.7), (27, 1.0), (50, 1.6)])
+def test_statistics_are_those_of_the_full_softmax(chunk, temperature):
     params, reference = random_params(CONFIG, 0), random_params(CONFIG, 1)
-    stats = jax.jit(functools.partial(
-        token_statistics, config=CONFIG, temperature=temperature, head_chunk=head_chunk))(
-            params, tokens=TOKENS, reference=reference)
+    it = scorer(chunk=chunk, temperature=temperature, reference=reference)
+    stats = jax.jit(it.statistics)(params, (ALL, layouts.Rows()))
     for row, tokens in enumerate(TOKENS):
         law, other = (log_softmax(decoder_logits(p, CONFIG, tokens)[:-1] / temperature) for p in (params, reference))
         expected = TokenStatistics(
@@ -32,52 +56,61 @@ def test_statistics_are_those_of_the_full_softmax(head_chunk, temperature):
             assert got[row, 0] == 0
 
 
-LOCAL = tiny(tied=False, layers=2, window=3, global_every=2)
+@pytest.mark.parametrize('with_reference', [True, False])
+def test_derivatives_by_logits_are_those_of_the_formulas(with_reference):
+    rng = np.random.default_rng(3)
+    logits, reference, weights = rng.normal(0, 2, (6, 9)), rng.normal(0, 2, (6, 9)), rng.normal(size=(4, 6))
+    tokens = rng.integers(0, 9, 6)
 
-
-@pytest.mark.parametrize('forks, given, config, multiple', [
-    ((3, 4), False, CONFIG, 1), ((2, 2), True, CONFIG, 3), ((2, 1, 2), False, LOCAL, 1), ((1, 3), False, LOCAL, 64)])
-def test_turns_that_rows_share_are_read_once_and_say_the_same(forks, given, config, multiple):
-    trajectory = random_tree(forks, given=given)
-    params, reference = random_params(config, 0), random_params(config, 1)
-    widths = shared_widths(trajectory, forks, multiple)
-    how = dict(temperature=0.8, head_chunk=3, reference=reference)
-    weights = np.random.default_rng(7).normal(size=trajectory.tokens.shape) * (trajectory.turn > 0)
+    def formulas(logits):
+        law = jax.nn.log_softmax(logits)
+        other = jax.nn.log_softmax(reference) if with_reference else law
+        probs = jnp.exp(law)
+        return TokenStatistics(
+            law[np.arange(6), tokens], other[np.arange(6), tokens], -(probs * law).sum(1), (probs * (law - other)).sum(1))
 
     def weighed(statistics):
-        def loss(params):
-            stats = statistics(params)
-            return jnp.sum(weights * (stats.log_probs + stats.kl)), stats
-        return jax.jit(jax.grad(loss, has_aux=True))(params)
-
-    gradient, stats = weighed(lambda p: token_statistics(p, config, trajectory.tokens, **how))
-    shared_gradient, shared = weighed(lambda p: tree_statistics(p, config, trajectory, forks, widths, **how))
-    for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(shared), strict=True):
-        np.testing.assert_allclose(*(np.asarray(x)[trajectory.turn > 0] for x in (a, b)), atol=2e-5)
-    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(shared_gradient), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(a).max()))
-    first = np.stack([np.asarray(end) for end in turn_ends(trajectory)[:-1]])  # of each instruction
-    assert (np.asarray(shared.log_probs)[np.arange(len(weights)), first] == 0).all()
+        return lambda logits: sum(w @ x for w, x in zip(weights, jax.tree.leaves(statistics(logits))))
+    with jax.enable_x64(True):
+        expected = jax.value_and_grad(weighed(formulas))(logits)
+        got = jax.value_and_grad(weighed(
+            lambda logits: of_logits(logits, jnp.asarray(reference) if with_reference else None, tokens)))(logits)
+        np.testing.assert_allclose(got[0], expected[0], atol=1e-12)
+        np.testing.assert_allclose(got[1], expected[1], atol=1e-12)
 
 
-def test_widths_are_the_longest_turns_and_there_are_none_where_no_row_shares_one():
-    trajectory = random_tree((2, 3))
-    turns = abs(trajectory.turn)
-    first = max(np.flatnonzero(row == 1)[-1] + 1 for row in turns)
-    second = max(np.flatnonzero(row == 2)[-1] - np.flatnonzero(row == 1)[-1] for row in turns)
-    assert shared_widths(trajectory, (2, 3), 1) == (first, second)
-    assert shared_widths(trajectory, (2, 3), 4) == tuple(
-        min(4 * -(-n // 4), trajectory.tokens.shape[1]) for n in (first, second))
-    assert shared_widths(random_tree((4, 1)), (4, 1), 1) is None
+LOCAL = tiny(tied=False, layers=2, window=3, global_every=2)
+CAPPED = tiny(attention_cap=2.0, logit_cap=4.0)
 
 
-def test_the_reference_gets_no_gradient_and_the_policy_does():
-    def loss(params, reference):
-        stats = token_statistics(params, CONFIG, TOKENS, temperature=1.0, head_chunk=4, reference=reference)
-        return sum(jnp.sum(x) for x in jax.tree.leaves(stats))
-    policy, reference = jax.jit(jax.grad(loss, argnums=(0, 1)))(random_params(CONFIG, 0), random_params(CONFIG, 1))
-    assert all((x == 0).all() for x in jax.tree.leaves(reference))
-    assert all((x != 0).any() for x in jax.tree.leaves(policy))
+@pytest.mark.parametrize('forks, given, config, multiple, kl_estimator', [
+    ((3, 4), False, CONFIG, 1, 'exact'), ((2, 2), True, CAPPED, 3, 'sampled'), ((2, 1, 2), False, LOCAL, 1, 'exact'),
+    ((1, 3), False, LOCAL, 64, 'exact'), ((6, 1), True, CAPPED, 1, 'exact'), ((7, 1), False, LOCAL, 1, 'sampled')])
+def test_however_rows_are_read_gradient_and_statistics_are_the_plain_ones(forks, given, config, multiple, kl_estimator):
+    """Shared turns once, or rows behind each other; a chunk at a time, from the last to the first."""
+    trajectory = random_tree(forks, given=given, longest=9)
+    params, reference = (jax.tree.map(jnp.asarray, random_params(config, seed)) for seed in (0, 1))
+    turns = len(forks)
+    objective = objectives.resolve(
+        'stage2', turns=turns, gamma=0.5, kl_estimator=kl_estimator, baseline='batch_mean', adaptive_beta2=0.0,
+        allow_gamma_hack=True, alpha=2.0, beta1=0.3)
+    correct = jnp.asarray(np.random.default_rng(7).integers(0, 2, (len(trajectory.tokens), turns)), jnp.float32)
+
+    def loss(stats):
+        return policy_loss(stats, trajectory, correct, objective, forks)
+    layout = layouts.choose(trajectory, forks, multiple, mesh=mesh_of(1, 1, 1))
+    assert isinstance(layout, layouts.Tree if max(forks[1:]) > 1 else layouts.Packed)
+    it = scorer(config, 3, 0.8, reference)
+    stats, gradient = jax.jit(lambda params, layout: it.gradient(
+        params, (trajectory, layout), jax.grad(lambda stats: loss(stats)[0]),
+        first_pass=kl_estimator == 'sampled'))(params, layout)
+    expected = plain(params, reference, trajectory, config, 0.8)
+    expected_gradient = jax.jit(jax.grad(
+        lambda params: loss(plain(params, reference, trajectory, config, 0.8))[0]))(params)
+    for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b) and np.linalg.norm(b) > 0
 
 
 def test_memory_of_the_update_does_not_grow_with_tokens_times_vocabulary():
@@ -88,11 +121,13 @@ def test_memory_of_the_update_does_not_grow_with_tokens_times_vocabulary():
         is_leaf=lambda p: hasattr(p, 'stddev'))
 
     def temporary(columns):
-        def loss(params, reference, tokens):
-            stats = token_statistics(params, config, tokens, temperature=1.0, head_chunk=8, reference=reference)
-            return jnp.sum(stats.log_probs + stats.kl)
+        def gradient(params, reference, tokens):
+            trajectory = ALL.replace(tokens=tokens, turn=jnp.ones_like(tokens))
+            return scorer(config, 16, reference=reference).gradient(
+                params, (trajectory, layouts.Rows()), lambda stats: jax.tree.map(jnp.ones_like, stats),
+                first_pass=False)
         tokens = jax.ShapeDtypeStruct((rows, columns), jnp.int32)
-        return jax.jit(jax.grad(loss)).lower(params, params, tokens).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(gradient).lower(params, params, tokens).compile().memory_analysis().temp_size_in_bytes
 
     short, long = 33, 97
     logits = 4 * rows * vocab * (long - short)

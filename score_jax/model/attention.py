@@ -1,14 +1,19 @@
 """Attention of queries over a row's keys and values.
 
-Letters: B rows, T queries, S slots, H query heads, K KV heads, h head size.
+Letters: B rows, T queries, S slots, H query heads, K KV heads, G query heads of a KV head, h head size.
 """
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model.config import ModelConfig
+
+_BLOCK = 128  # queries whose scores are in memory at once
 
 
 def capped(x, cap: float):
@@ -16,25 +21,56 @@ def capped(x, cap: float):
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def attend(q, k, v, positions, config: ModelConfig, local):
-    """`q [B, T, H, h]` over the slots of `k, v [B, S, K, h]` that are not after each query's position.
+def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
+    """Each query's mean of the values it sees, `[B, T, H, h]`: those not after it and, in a local layer, near it.
 
-    In a local layer (`local []`) also not `window` or more positions before it.
+    A block of queries at a time, so that no `[B, H, T, S]` exists, neither here nor on the way back.
+
+    Args:
+      q: `[B, T, H, h]`.
+      k, v: `[B, S, K, h]`.
+      local: `[]`, whether the layer is local: then what is `window` or more positions before is not seen.
+      positions: `[B, T]` of the queries in a cache, where slot s holds position s. None: keys and queries are of the
+        same tokens in the same order, S = T.
+      segments: `[B, T]`, without positions: only what is of the same segment is seen. None: all is of one.
     """
     b, t, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     # Rows and KV heads first, then one product for all queries of a KV head.
-    q = q.reshape(b, t, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, h]
+    q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = jnp.einsum(
-        'bkqh,bksh->bkqs', q.reshape(b, kv_heads, -1, head_dim), k, preferred_element_type=jnp.float32)
-    scores = capped(scores * (config.query_scalar or head_dim)**-0.5, config.attention_cap)
+    own = positions is None
+    if own:
+        positions = jnp.arange(t)[None]
+    out = []
+    for start in range(0, t, _BLOCK):
+        stop = min(start + _BLOCK, t)
+        seen = stop if own else k.shape[2]  # of later keys nothing is
+        of = None if segments is None else (segments[:, start:stop], segments[:, :seen])
+        out.append(_block(
+            q[:, :, :, start:stop], k[:, :, :seen], v[:, :, :seen], positions[:, start:stop], of, local, config))
+    out = jnp.concatenate(out, axis=3) if len(out) > 1 else out[0]
+    return checkpoint_name(out.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim), 'attended')
+
+
+@functools.partial(jax.checkpoint, static_argnums=(6,))
+def _block(q, k, v, positions, segments, local, config: ModelConfig):
+    """`q [B, K, G, T, h]` at `positions [B or 1, T]` over `k, v [B, K, S, h]` at positions 0 to S - 1.
+
+    `segments`: of the queries and of the keys, or None.
+    """
+    b, kv_heads, groups, t, head_dim = q.shape
     slots = jnp.arange(k.shape[2])
+    scores = jnp.einsum(
+        'bkqh,bksh->bkqs', q.reshape(b, kv_heads, groups * t, head_dim), k, preferred_element_type=jnp.float32)
+    scores = capped(scores * (config.query_scalar or head_dim)**-0.5, config.attention_cap)
     visible = slots <= positions[:, :, None]  # [B, T, S]
     if config.window:
         visible &= ~local | (slots > positions[:, :, None] - config.window)
+    if segments is not None:
+        visible &= segments[0][:, :, None] == segments[1][:, None, :]
     # Not -inf: a query of padding beyond the cache sees no slot at all, and 0 / 0 would reach the gradient.
-    scores = jnp.where(visible[:, None, None], scores.reshape(*q.shape[:4], -1), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, kv_heads, -1, k.shape[2])
-    out = jnp.einsum('bkqs,bksh->bkqh', weights, v).reshape(q.shape)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim)
+    scores = jnp.where(
+        visible[:, None, None], scores.reshape(b, kv_heads, groups, t, -1), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, kv_heads, groups * t, -1)
+    return jnp.einsum('bkqs,bksh->bkqh', weights, v).reshape(q.shape)

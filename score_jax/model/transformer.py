@@ -29,7 +29,7 @@ from score_jax.sharding import spread
 # What the backward pass finds kept of a layer; the rest it computes again.
 REMAT = {
     'everything': jax.checkpoint_policies.everything_saveable,
-    'products': jax.checkpoint_policies.save_only_these_names('product'),  # those with weights
+    'products': jax.checkpoint_policies.save_only_these_names('product', 'attended'),  # those with weights, attention
     'nothing': jax.checkpoint_policies.nothing_saveable,  # but what goes into the layer
 }
 _ROWS = ('batch', None, None)  # logical axes of hidden states: a device has rows, and these whole
@@ -170,17 +170,20 @@ def fetch_all_but_layers(params) -> dict:
 
 
 def forward(
-    params, config: ModelConfig, tokens, positions, cache: Cache | None = None, *, remat: str = 'products'):
+    params, config: ModelConfig, tokens, positions, cache: Cache | None = None, *, segments=None,
+    remat: str = 'products'):
     """Final hidden states of `tokens`, on top of what the cache holds.
 
     Args:
       params: the pytree declared in `score_jax/model/params.py`, in any float type, or what `one_by_one` makes of it.
       tokens: `[B, T]` token ids.
-      positions: `[B, T]` position of each token in its row, increasing along T. Without a cache,
+      positions: `[B, T]` position of each token in its row, increasing along T. Without a cache and segments,
         `arange(T)` in every row.
       cache: keys and values of earlier positions, stacked or in a tuple as the layers of `params` are; those of
         `tokens` are written into it.
         Positions at or beyond `cache.slots` are dropped.
+      segments: `[B, T]`, without a cache: where several rows stand behind each other, which of them a token is of. It
+        sees none of the others, and positions begin at 0 in each.
       remat: row of `REMAT`. The products are less memory than everything, and on most devices faster too.
 
     Returns:
@@ -209,7 +212,8 @@ def forward(
         if kv is not None:
             kv = _written(kv, positions, k, v)
             k, v = jnp.moveaxis(kv.keys, -1, 1), jnp.moveaxis(kv.values, -2, 1)
-        y = _linear(attend(q, k, v, positions, config, local), p['out'], contracted=2)
+        y = attend(q, k, v, config, local, None if kv is None else positions, segments)
+        y = _linear(y, p['out'], contracted=2)
         x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
         y = norm(x, p['mlp_norm'])
         y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
