@@ -13,11 +13,6 @@ import jax.numpy as jnp
 _BLOCK = 256  # v: tokens whose probabilities are summed before any of them is looked at
 
 
-def token_law(logits, temperature: float):
-    """Log-probabilities of the law that is sampled from and learned, `[..., V]` (temperature 0 means 1)."""
-    return jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
-
-
 def draw(logits, uniform, temperature: float):
     """Tokens `[B]` and their log-probabilities from `logits [B, V]` by inverse CDF at `uniform [B]`.
 

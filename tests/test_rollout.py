@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import decoder_logits, log_softmax, mesh_of, random_params, tiny
 
-from score_jax import rollout
+from score_jax import decode, rollout
 from score_jax.errors import UserError
 from score_jax.rollout import RolloutConfig, turn_noise
 from score_jax.sampling import draw
@@ -20,7 +20,8 @@ END = 0  # also a token of the instruction: only a sampled one ends a response
 
 @functools.cache
 def sampled(
-    *, tied=True, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, given=None, on_turn=None, **changes):
+    *, tied=True, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, given=None, stop_at=None, on_turn=None,
+    **changes):
     """A rollout on the host: prompts of 1 to 4 tokens, responses of 1 to 5."""
     values = dict(
         turns=2, max_tokens=5, max_length=32, temperature=0.8, chunk=16, end_tokens=(END, 4), pad_token=7) | changes
@@ -28,7 +29,7 @@ def sampled(
     trajectory = rollout.sample(
         random_params(config, params_seed), config, RolloutConfig(**values), mesh_of(1, 1, 1),
         PROMPTS if prompts is None else [list(p) for p in prompts], INSTRUCTION, forks=forks, seed=seed, step=step,
-        given=given and [list(response) for response in given], on_turn=on_turn)
+        given=given and [list(response) for response in given], stop_at=stop_at, on_turn=on_turn)
     return jax.tree.map(np.asarray, trajectory)
 
 
@@ -100,6 +101,35 @@ def test_the_rows_above_are_ragged():
 @pytest.mark.parametrize('variant', [dict(chunk=4, pad_token=4), dict(chunk=3, pad_token=END)], ids=str)
 def test_neither_chunk_nor_padding_changes_what_is_sampled(variant):
     assert_same(sampled(**variant), sampled())
+
+
+@pytest.mark.parametrize('forks', [(1, 1), (2, 3)])
+def test_rows_that_are_done_make_room_and_nothing_else_changes(forks, monkeypatch):
+    """Of 24 rows and more those that are done are parked, in both turns, once after another."""
+    def rollout_of(fewest):
+        sizes, of = [], decode.decode
+        monkeypatch.setattr(decode, '_FEWEST', fewest)
+        monkeypatch.setattr(decode, 'decode', lambda *args: sizes.append(len(args[2].row)) or of(*args))
+        trajectory = sampled.__wrapped__(
+            forks=forks, prompts=tuple(map(tuple, PROMPTS * 6)), max_tokens=12, max_length=48, chunk=2)
+        monkeypatch.undo()
+        return trajectory, sizes
+    (all_along, sizes), (parked, fewer) = rollout_of(1000), rollout_of(2)
+    assert_same(parked, all_along)
+    first, second = 24 * forks[0], 24 * forks[0] * forks[1]
+    assert set(sizes) == {first, second}
+    at = next(i for i in range(1, len(fewer)) if fewer[i] > fewer[i - 1])
+    for turn, rows in ((fewer[:at], first), (fewer[at:], second)):
+        assert sorted(turn, reverse=True) == turn and turn[0] == rows and len(set(turn)) > 2
+
+
+def test_a_response_stops_where_it_is_told_to():
+    stops = [1, 5, 2, 3]
+    cut, free = sampled.__wrapped__(stop_at=stops, end_tokens=(9,)), sampled(end_tokens=(9,))
+    for turn in (1, 2):
+        assert np.sum(cut.turn == turn, axis=1).tolist() == stops and cut.truncated[:, turn - 1].all()
+    for (tokens, _), (longer, _), stop in zip(first_attempts(cut), first_attempts(free), stops):
+        assert tokens == longer[:stop]
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
