@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model.config import ModelConfig
 
-_BLOCK = 128  # queries whose scores are in memory at once
+BLOCK = 128  # queries whose scores are in memory at once
 
 
 def capped(x, cap: float):
@@ -43,8 +43,8 @@ def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
     if own:
         positions = jnp.arange(t)[None]
     out = []
-    for start in range(0, t, _BLOCK):
-        stop = min(start + _BLOCK, t)
+    for start in range(0, t, BLOCK):
+        stop = min(start + BLOCK, t)
         seen = stop if own else k.shape[2]  # of later keys nothing is
         of = None if segments is None else (segments[:, start:stop], segments[:, :seen])
         out.append(_block(
