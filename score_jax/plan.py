@@ -17,7 +17,7 @@ from score_jax import layout as layouts
 from score_jax import model as lm
 from score_jax import rollout
 from score_jax.errors import UserError
-from score_jax.learner import Learner
+from score_jax.learner import Learner, MemoryConfig
 from score_jax.model.attention import BLOCK
 from score_jax.objective import Objective
 from score_jax.sharding import MeshConfig, batch_sharding, batch_shards
@@ -28,6 +28,7 @@ _SAMPLING_COPIES = 4  # logits, their law, its probabilities and their sums
 _HEAD_COPIES = 4  # logits of policy and reference, weights of the policy's law, and what is pulled back to them
 # Arrays of [heads, queries, slots] in float32 in the backward pass of a block of attention: scores, weights, and what comes back.
 _SCORE_COPIES = 4
+_USABLE = 0.85  # of a device's memory, by plan: the rest is for what the plan does not know of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,6 +250,24 @@ def compiled(work: Work) -> dict[str, int]:
 def _device_memory(mesh: jax.sharding.Mesh) -> int | None:
     """Bytes of a device; None where it does not say."""
     return (mesh.local_devices[0].memory_stats() or {}).get('bytes_limit')
+
+
+def fitted(work: Work, memory: MemoryConfig) -> Learner:
+    """The learner of `work` with what is automatic in `memory` chosen: the fastest that a device has the memory for.
+
+    Parts cost less than computing layers again, so there are as many of them as it takes first. Where devices do not
+    say what memory they have, the fastest; where nothing fits, the smallest.
+    """
+    problems, limit = work.batch // batch_shards(work.learner.mesh), _device_memory(work.learner.mesh)
+    parts = [n for n in range(1, problems + 1) if problems % n == 0] if memory.accumulate == 0 else [memory.accumulate]
+    for remat in ('products', 'nothing') if memory.remat == 'auto' else (memory.remat,):
+        for accumulate in parts:
+            chosen = dataclasses.replace(memory, remat=remat, accumulate=accumulate)
+            learner = dataclasses.replace(work.learner, memory=chosen)
+            made = plan(dataclasses.replace(work, learner=learner))
+            if not limit or sum(made.always.values()) + sum(made.update.values()) <= _USABLE * limit:
+                return learner
+    return learner
 
 
 def check(work: Work) -> None:
