@@ -49,7 +49,7 @@ def work(
     sampler = rollout.RolloutConfig(
         turns=2, max_tokens=length // 4, max_length=length, temperature=1.0, chunk=256, end_tokens=(1,), pad_token=0)
     return plan.Work(
-        learner=Learner(config, OPTIMIZER, mesh, 64, kept, lora), sampler=sampler, objective=OBJECTIVE, forks=forks,
+        learner=Learner(config, OPTIMIZER, mesh, 512, kept, lora), sampler=sampler, objective=OBJECTIVE, forks=forks,
         batch=rows // math.prod(forks), prompt=length // 4, instruction=length // 4, reference_on_host=on_host)
 
 

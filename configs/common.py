@@ -86,12 +86,12 @@ def training(stage: str) -> ConfigDict:
         adam_eps=1e-8,  # added to the root of the latter
         clip_norm=1.0,  # the gradient's global norm is clipped to this
     ))
-    config.head_chunk = 64  # columns of the batch that the output head is applied to at a time
+    config.head_chunk = 1024  # sampled tokens of a device that the output head is applied to at a time
     config.memory = ConfigDict(dict(  # docs/memory.md says what each of them saves
         params='float32',  # type of the parameters that are trained and, with LoRA, of the base; or 'bfloat16'
         moments='float32',  # type of Adam's two moments; or 'bfloat16'
-        remat='products',  # what the backward pass finds kept of a layer: 'everything', 'products' or 'nothing'
-        accumulate=1,  # parts of the batch whose gradients are added up one after another
+        remat='products',  # what the backward pass finds kept of a layer: 'everything', 'products', 'nothing', or 'auto'
+        accumulate=1,  # parts of the batch whose gradients are added up one after another; 0: as few as fit the memory
     ))
     config.log_every = 25  # steps between two lines on the terminal
     config.save_every = 50  # steps between two checkpoints

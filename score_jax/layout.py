@@ -215,7 +215,7 @@ def choose(
     for group in groups:
         starts[group], used = pack(lengths[group], width)
         needed = max(needed, used)
-    step = max(groups.shape[1] // 8, 1)  # at most about eight programs
+    step = max(groups.shape[1] // 16, 1)  # few sizes, so that few programs are compiled
     packed = -(-needed // step) * step
     return Packed(put_batch(mesh, starts), packed) if packed < groups.shape[1] else Rows()
 

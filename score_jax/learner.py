@@ -42,10 +42,15 @@ class MemoryConfig:
             if getattr(self, key) not in FLOATS:
                 raise UserError(
                     f'config.memory.{key} is {getattr(self, key)!r}; it must be one of {", ".join(FLOATS)}.')
-        if self.remat not in lm.REMAT:
-            raise UserError(f'config.memory.remat is {self.remat!r}; it must be one of {", ".join(lm.REMAT)}.')
-        if self.accumulate < 1:
-            raise UserError(f'config.memory.accumulate is {self.accumulate}; it must be at least 1.')
+        if self.remat not in ('auto', *lm.REMAT):
+            raise UserError(f'config.memory.remat is {self.remat!r}; it must be one of auto, {", ".join(lm.REMAT)}.')
+        if self.accumulate < 0:
+            raise UserError(f'config.memory.accumulate is {self.accumulate}; it must be at least 1, or 0 for auto.')
+
+    def fastest(self) -> MemoryConfig:
+        """With what is fastest in place of what is automatic."""
+        remat = 'products' if self.remat == 'auto' else self.remat
+        return dataclasses.replace(self, remat=remat, accumulate=max(self.accumulate, 1))
 
 
 def _later_in_turn(values, masks):

@@ -17,16 +17,18 @@ from score_jax import layout as layouts
 from score_jax import model as lm
 from score_jax import rollout
 from score_jax.errors import UserError
-from score_jax.learner import Learner
+from score_jax.learner import Learner, MemoryConfig
+from score_jax.model.attention import BLOCK
 from score_jax.objective import Objective
 from score_jax.sharding import MeshConfig, batch_sharding, batch_shards
 from score_jax.trajectory import Trajectory
 
 # Arrays of [rows, vocabulary] in float32 that are there at once, counted in what is compiled.
 _SAMPLING_COPIES = 4  # logits, their law, its probabilities and their sums
-_HEAD_COPIES = 6  # logits and laws of policy and reference, and what is pulled back to them
-# Arrays of [heads, tokens, slots] in float32 in the backward pass of a layer: scores, weights, and what comes back.
+_HEAD_COPIES = 4  # logits of policy and reference, weights of the policy's law, and what is pulled back to them
+# Arrays of [heads, queries, slots] in float32 in the backward pass of a block of attention: scores, weights, and what comes back.
 _SCORE_COPIES = 4
+_USABLE = 0.85  # of a device's memory, by plan: the rest is for what the plan does not know of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,9 +137,9 @@ def _update(work: Work, state, frozen) -> dict[str, int]:
     tokens = -(-work.tokens() // (batch_shards(mesh) * parts))
     rows, last = _rows(work, parts), work.widths[-1] if work.shared else work.slots
     products = (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * c.mlp
-    kept = {'nothing': 0, 'products': products / model + 2 * c.width}
-    kept['everything'] = 2 * kept['products'] + 4 * c.width  # beside the scores
-    scores = _SCORE_COPIES * 4 * rows * c.heads / model * last * work.slots
+    kept = {'nothing': 0, 'products': (products + c.heads * c.head_dim) / model + 2 * c.width}
+    kept['everything'] = 2 * kept['products'] + 4 * c.width
+    scores = _SCORE_COPIES * 4 * rows * c.heads / model * min(last, BLOCK) * work.slots
     gradient = per_device(state.params)
     if parts > 1:  # the sum in float32, and that of a part
         gradient += sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.params))
@@ -146,10 +148,9 @@ def _update(work: Work, state, frozen) -> dict[str, int]:
         'gradients': gradient,
         'kept for the backward pass': int(item * c.layers * tokens * (c.width + kept[learner.memory.remat])),
         'a layer at work': int(scores + tokens * (2 * products / model + 6 * c.width) * 4),
-        'head, a chunk of columns': _HEAD_COPIES * 4 * rows * learner.head_chunk * c.vocab_size // model,
-        'head, its weights as they are computed with': int(3 * item * math.prod(head.shape) / model)}
-    if learner.memory.remat == 'everything':
-        lines['kept for the backward pass'] += int(c.layers * scores)
+        'head, a chunk of tokens': _HEAD_COPIES * 4 * min(learner.head_chunk, tokens) * c.vocab_size // model,
+        'head, its weights and their gradient': int(
+            (2 * item + (0 if learner.lora else 8)) * math.prod(head.shape) / model)}
     if work.shared:
         cache = 2 * item * c.layers * rows * (work.slots + work.widths[0]) * c.kv_heads * c.head_dim
         lines['keys and values that turns share'] = 2 * cache
@@ -201,13 +202,12 @@ def flops(work: Work) -> dict[str, float]:
         work.batch * math.prod(work.forks[:t + 1]) * work.sampler.max_tokens for t in range(work.sampler.turns))
     tokens = work.tokens()
     sampling = 2 * (tokens * (weights + attention) + sampled * head)
-    forward = 2 * tokens * (weights + attention + head)
-    backward = 2 * tokens * (2 * attention + (weights + head) * (1 if learner.lora else 2))
-    again = 2 * tokens * (head + attention + (weights if learner.memory.remat == 'nothing' else 0))
-    if learner.memory.remat == 'everything':
-        again = 2 * tokens * head
-    first_pass = learner.memory.accumulate > 1 and work.objective.kl_estimator == 'sampled'
-    update = (2 + 2 * first_pass) * forward + backward + again
+    forward, trained = sampling, 1 if learner.lora else 2
+    backward = 2 * (tokens * (2 * attention + weights * trained) + sampled * head * trained)
+    again = 2 * tokens * (attention + (weights if learner.memory.remat == 'nothing' else 0))
+    update = 2 * forward + backward + again
+    if work.objective.kl_estimator == 'sampled':  # the first pass
+        update += 2 * (forward if learner.memory.accumulate > 1 else 2 * sampled * head)
     if learner.lora:
         update += 6 * tokens * adapters
     return {'sampling': sampling, 'update': update}
@@ -250,6 +250,24 @@ def compiled(work: Work) -> dict[str, int]:
 def _device_memory(mesh: jax.sharding.Mesh) -> int | None:
     """Bytes of a device; None where it does not say."""
     return (mesh.local_devices[0].memory_stats() or {}).get('bytes_limit')
+
+
+def fitted(work: Work, memory: MemoryConfig) -> Learner:
+    """The learner of `work` with what is automatic in `memory` chosen: the fastest that a device has the memory for.
+
+    Parts cost less than computing layers again, so there are as many of them as it takes first. Where devices do not
+    say what memory they have, the fastest; where nothing fits, the smallest.
+    """
+    problems, limit = work.batch // batch_shards(work.learner.mesh), _device_memory(work.learner.mesh)
+    parts = [n for n in range(1, problems + 1) if problems % n == 0] if memory.accumulate == 0 else [memory.accumulate]
+    for remat in ('products', 'nothing') if memory.remat == 'auto' else (memory.remat,):
+        for accumulate in parts:
+            chosen = dataclasses.replace(memory, remat=remat, accumulate=accumulate)
+            learner = dataclasses.replace(work.learner, memory=chosen)
+            made = plan(dataclasses.replace(work, learner=learner))
+            if not limit or sum(made.always.values()) + sum(made.update.values()) <= _USABLE * limit:
+                return learner
+    return learner
 
 
 def check(work: Work) -> None:

@@ -206,6 +206,7 @@ class Reinforce(Stage):
             reference_on_host=self.config.reference_on_host)
 
     def run(self) -> None:
+        self.learner = plan.fitted(self.work(), self.config.memory)
         if self.config.dry_run:
             progress.say(f'{self.config.stage}: {plan.report(self.work())}')
             return
@@ -291,7 +292,7 @@ class Reinforce(Stage):
             objective=self.objective, forks=self.forks, temperature=config.temperature,
             layout=layout.choose(
                 trajectory, self.forks, max(config.rollout.chunk // 4, 1), mesh=self.mesh,
-                parts=config.memory.accumulate),
+                parts=self.learner.memory.accumulate),
             base=base)
         figures = jax.tree.map(float, figures) | grading.summary(attempts)
         figures |= self._transitions(correct, grading.changed(attempts))

@@ -215,5 +215,6 @@ def _nothing(shards: int, width: int) -> TokenStatistics:
 
 
 def _set(known: TokenStatistics, place, stats: TokenStatistics) -> TokenStatistics:
-    rows = jnp.arange(place.shape[0])[:, None]
-    return jax.tree.map(lambda x, y: x.at[rows, place].set(y, mode='drop'), known, stats)
+    """`stats [G, m]` at `place [G, m]` of `known [G, width]`, within each shard."""
+    write = jax.vmap(lambda x, place, y: x.at[place].set(y, mode='drop'))
+    return jax.tree.map(lambda x, y: write(x, place, y), known, stats)

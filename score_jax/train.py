@@ -131,12 +131,12 @@ class Stage(abc.ABC):
             learning_rate=config.learning_rate)
         self.mesh = sharding.make_mesh(config.mesh)
         self._check_batch()
-        self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk, config.memory, lora)
+        self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk, config.memory.fastest(), lora)
         self.directory.check()
         self.watch = health.Watchdog(config.stage, config.health.stuck_seconds)
 
     def _check_batch(self) -> None:
-        batch, parts = self.config.batch, self.config.memory.accumulate
+        batch, parts = self.config.batch, self.config.memory.fastest().accumulate
         sharding.check_divisible('config.batch', batch, self.mesh)
         shards = sharding.batch_shards(self.mesh)
         if batch % (parts * shards):

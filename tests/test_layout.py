@@ -55,7 +55,7 @@ def test_few_programs_serve_many_lengths():
     for _ in range(40):
         layout = layouts.choose(ragged(rng.integers(1, 17, 64)), (4, 1), 1, mesh=ONE)
         found.add(jax.tree.structure(layout))
-    assert len(found) <= 3
+    assert len(found) <= 4
 
 
 def test_shared_turns_are_as_wide_as_the_longest():

@@ -116,3 +116,22 @@ def test_what_no_device_can_hold_is_refused(monkeypatch, spare):
             plan.check(it)
     else:
         plan.check(it)
+
+
+def test_what_is_automatic_is_the_fastest_that_fits(monkeypatch):
+    it = work((1, 1, 1), max_tokens=30)
+    def needed(**changes):
+        made = plan.plan(work((1, 1, 1), max_tokens=30, **changes))
+        return int((sum(made.always.values()) + sum(made.update.values())) / 0.85) + 2
+    sizes = [needed(), needed(accumulate=4), needed(accumulate=4, remat='nothing')]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    expected = [('products', 1), ('products', 4), ('nothing', 4), ('nothing', 4)]
+    for limit, (remat, parts) in zip([*sizes, 1], expected):
+        monkeypatch.setattr(plan, '_device_memory', lambda _: limit)
+        found = plan.fitted(it, memory(remat='auto', accumulate=0)).memory
+        assert (found.remat, found.accumulate) == (remat, parts)
+        assert plan.fitted(it, memory(remat='everything', accumulate=2)).memory == memory(
+            remat='everything', accumulate=2)
+    monkeypatch.setattr(plan, '_device_memory', lambda _: None)
+    assert plan.fitted(it, memory(remat='auto', accumulate=0)).memory == memory() == memory(
+        remat='auto', accumulate=0).fastest()

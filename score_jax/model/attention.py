@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from score_jax.model import kernels
 from score_jax.model.config import ModelConfig
 
-_BLOCK = 128  # queries whose scores are in memory at once
+BLOCK = 128  # queries whose scores are in memory at once
 
 
 def capped(x, cap: float):
@@ -24,7 +25,8 @@ def capped(x, cap: float):
 def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
     """Each query's mean of the values it sees, `[B, T, H, h]`: those not after it and, in a local layer, near it.
 
-    A block of queries at a time, so that no `[B, H, T, S]` exists, neither here nor on the way back.
+    Without positions by a kernel, where the devices have one that takes it. Otherwise a block of queries at a time, so
+    that no `[B, H, T, S]` exists, neither here nor on the way back.
 
     Args:
       q: `[B, T, H, h]`.
@@ -35,16 +37,17 @@ def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
       segments: `[B, T]`, without positions: only what is of the same segment is seen. None: all is of one.
     """
     b, t, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
+    kv_heads, own = k.shape[2], positions is None
+    if own and (run := kernels.kernel(q, config)):
+        return checkpoint_name(run(q, k, v, config, local, segments), 'attended')
     # Rows and KV heads first, then one product for all queries of a KV head.
     q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    own = positions is None
     if own:
         positions = jnp.arange(t)[None]
     out = []
-    for start in range(0, t, _BLOCK):
-        stop = min(start + _BLOCK, t)
+    for start in range(0, t, BLOCK):
+        stop = min(start + BLOCK, t)
         seen = stop if own else k.shape[2]  # of later keys nothing is
         of = None if segments is None else (segments[:, start:stop], segments[:, :seen])
         out.append(_block(

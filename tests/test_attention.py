@@ -1,0 +1,98 @@
+"""Every way to attend gives what the formula gives, and its gradients: block by block, and by a device's kernel."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import mesh_of, tiny
+
+from score_jax.model import attention, kernels
+
+ROW = np.r_[np.full(90, 1), np.full(70, 2), np.full(60, 3), np.zeros(36)].astype(np.int32)  # and padding
+
+
+def arrays(rows=2, t=256, s=256, heads=4, kv_heads=2, head_dim=128):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(0, 1, (rows, n, h, head_dim)), jnp.float32) for n, h in (
+        (t, heads), (s, kv_heads), (s, kv_heads), (t, heads))]  # the last weighs what comes out
+
+
+def formula(q, k, v, visible, cap):
+    """All scores at once; `visible [B, T, S]`."""
+    groups = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
+    scores = jnp.einsum('bthd,bshd->bhts', q, k) / np.sqrt(q.shape[-1])
+    scores = cap * jnp.tanh(scores / cap) if cap else scores
+    return jnp.einsum('bhts,bshd->bthd', jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf)), v)
+
+
+def check(run, q, k, v, weights, visible, cap=0.0):
+    def weighed(attend):
+        def loss(*qkv):
+            out = attend(*qkv)
+            return jnp.sum(weights * out), out
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    got, expected = weighed(run), weighed(lambda *qkv: formula(*qkv, visible, cap))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+def seen(window=0, segments=None):
+    """`[1 or B, T, T]` for tokens over themselves."""
+    distance = np.arange(256)[:, None] - np.arange(256)
+    visible = (distance >= 0)[None] & ((distance < window) if window else True)
+    return visible if segments is None else visible & (segments[:, :, None] == segments[:, None, :])
+
+
+CASES = [(0, False, 0.0), (100, True, 0.0), (0, True, 3.0), (100, False, 3.0)]
+
+
+@pytest.mark.parametrize('window, packed, cap', CASES)
+@pytest.mark.parametrize('local', [True, False])
+def test_blocks_give_what_all_scores_at_once_give(window, packed, cap, local):
+    config = tiny(window=window, global_every=2 if window else 1, attention_cap=cap, head_dim=16)
+    q, k, v, weights = arrays(head_dim=16)
+    segments = np.stack([ROW, ROW[::-1]]) if packed else None
+    check(lambda q, k, v: attention.attend(q, k, v, config, local, segments=segments),
+          q, k, v, weights, seen(window if local else 0, segments), cap)
+
+
+def test_queries_on_a_cache_see_the_slots_up_to_their_position():
+    q, k, v, weights = arrays(t=200, s=300, head_dim=16)
+    positions = np.stack([np.arange(40, 240), np.arange(100, 300)])
+    visible = np.arange(300) <= positions[:, :, None]
+    check(lambda q, k, v: attention.attend(q, k, v, tiny(head_dim=16), None, positions), q, k, v, weights, visible)
+
+
+@pytest.mark.parametrize('window, packed, cap', CASES[1:3])
+def test_splash_attention_says_the_same(window, packed, cap):
+    config = tiny(window=window, global_every=2 if window else 1, attention_cap=cap, head_dim=128)
+    q, k, v, weights = arrays()
+    segments = np.stack([ROW, ROW[::-1]]) if packed else None
+    check(lambda q, k, v: kernels.splash(q, k, v, config, True, segments, interpret=True),
+          q, k, v, weights, seen(window, segments), cap)
+
+
+def test_splash_attention_on_a_mesh_is_that_of_one_device():
+    """Rows and KV heads over the devices."""
+    q, k, v, _ = arrays()
+    run = functools.partial(kernels.splash, config=tiny(head_dim=128), local=None, segments=None, interpret=True)
+    mesh = mesh_of(2, 1, 2)
+
+    def on_mesh(*qkv):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return run(*qkv)
+    placed = jax.device_put((q, k, v), jax.NamedSharding(mesh, jax.P('data', None, 'model')))
+    np.testing.assert_allclose(jax.jit(on_mesh)(*placed), jax.jit(run)(q, k, v), atol=1e-5)
+
+
+@pytest.mark.parametrize('backend, changes, found', [
+    ('tpu', {}, kernels.splash), ('tpu', {'head_dim': 64}, None), ('gpu', {}, kernels.cudnn),
+    ('gpu', {'attention_cap': 3.0}, None), ('cpu', {}, None)])
+def test_a_kernel_is_chosen_by_what_it_takes(monkeypatch, backend, changes, found):
+    config = tiny(**{'head_dim': 128, **changes})
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    q = jnp.zeros((1, 128, 4, config.head_dim), jnp.bfloat16)
+    assert kernels.kernel(q, config) is found and kernels.kernel(q[:, :100], config) is None
