@@ -11,14 +11,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import mesh_of
 
 from score_jax import processes, sharding
-from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.health import RESTART
 from score_jax.jsonl import read_jsonl
@@ -190,20 +187,3 @@ def test_every_problem_is_read_and_graded_by_one_process(of, shape, own, monkeyp
     for process, places in enumerate(own):
         monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
         assert sharding.own_problems(mesh, 8).tolist() == places
-
-
-def test_a_checkpoint_is_the_same_to_the_bit_on_every_mesh(tmp_path):
-    def state(*shape):
-        mesh = mesh_of(*shape)
-        return {'params': {'w': jax.device_put(
-            jax.random.normal(jax.random.key(1), (16, 8)), sharding.named_sharding(mesh, ('embed', 'mlp'), (16, 8)))}}
-    saved, place = state(4, 2, 1), tmp_path / '0'
-    for number, shape in enumerate([(2, 4, 1), (1, 1, 1), (2, 2, 2)]):
-        checkpoints = Checkpoints(tmp_path / str(number))
-        checkpoints.save(1, saved, meta={})
-        checkpoints.close()
-        restored, _ = checkpoints.restore(state(*shape))
-        assert (restored['params']['w'] == state(1, 1, 1)['params']['w']).all()
-        assert restored['params']['w'].sharding == state(*shape)['params']['w'].sharding
-        saved = restored
-    assert place.exists()
