@@ -1,12 +1,13 @@
 """What survives: a run that is killed, told to stop and robbed of its graders at random, beside one that is left alone.
 
     python benchmarks/faults.py --folder=/tmp/faults               # 100 faults, some minutes on two cores
+    python benchmarks/faults.py --folder=/tmp/faults --processes=2
 
 The run is `configs/stage1.py`, a supervised base and Stage I, with a tiny model and Countdown graded in worker
-processes. A fault is a SIGKILL or a SIGTERM of the run, which is then started again, or a SIGKILL of one of its
-workers; it comes at any moment, or as soon as a checkpoint is being written, some while the run is still starting. At
-the end the last state of both stages must be that of the undisturbed run to the bit, and so must every line
-of metrics and samples, each there once. Ends with status 1 where anything differs.
+processes. A fault is a SIGKILL or a SIGTERM of one of its processes, after which all end and are started again, or a
+SIGKILL of a worker; it comes at any moment, or as soon as a checkpoint is being written, some while the run is still
+starting. At the end the last state of both stages must be that of the undisturbed run to the bit, and so must every
+line of metrics and samples, each there once. Ends with status 1 where anything differs.
 """
 
 import collections
@@ -15,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,15 +35,26 @@ from score_jax.rewards.pool import children
 
 FOLDER = flags.DEFINE_string('folder', None, 'Where both runs are made; emptied first.', required=True)
 FAULTS = flags.DEFINE_integer('faults', 100, 'Faults after which the run is left alone to its end.')
+PROCESSES = flags.DEFINE_integer('processes', 1, 'Of the run, on one device each.')
 STEPS = flags.DEFINE_integer('steps', 400, 'Steps of each of the two stages.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the faults.')
 KINDS = {'SIGKILL': 3, 'SIGTERM': 2, 'worker': 5}  # how often each comes
 STAGES = ('base', 'stage1')
 _STUCK = 300  # seconds without a new line: the run hangs
+_GRACE = 120  # seconds in which all processes must have ended once one has
+_ENDS = (0, RESTART, -signal.SIGKILL, -signal.SIGTERM)  # exit codes of a fault
+_ABANDONED = -signal.SIGABRT  # and of a process whose coordinator is gone
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
 
 
 def command(workdir: Path) -> list[str]:
-    """The run."""
+    """The run, of one process."""
     both = {'steps': STEPS.value, 'batch': 8, 'save_every': 3, 'optimizer.warmup_steps': 2}
     values = {
         'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8,
@@ -54,20 +67,26 @@ def command(workdir: Path) -> list[str]:
 
 
 class Run:
-    """A process of its own, on one device."""
+    """All its processes, on one device each."""
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
         compiled = workdir.parent / 'compiled'  # so that the next start is faster
-        self._errors = workdir.parent / 'stderr.txt'
-        self.process = subprocess.Popen(
-            command(workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self._errors.open('w'),
-            env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': str(compiled),
-                              'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'})
+        environment = os.environ | {
+            'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': str(compiled),
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+        count, port = PROCESSES.value, free_port()
+        self._output = [workdir.parent / f'output-{number}.txt' for number in range(count)]
+        self.processes = [
+            subprocess.Popen(
+                command(workdir) + ([f'--processes={count}', f'--process={number}', f'--coordinator=127.0.0.1:{port}']
+                                    if count > 1 else []),
+                cwd=ROOT, stdout=output.open('w'), stderr=subprocess.STDOUT, env=environment)
+            for number, output in enumerate(self._output)]
 
     def ended(self) -> bool:
-        """Whether it has."""
-        return self.process.poll() is not None
+        """Whether one of its processes has, with which all do."""
+        return any(process.poll() is not None for process in self.processes)
 
     def lines(self) -> tuple[int, ...]:
         """Of metrics.jsonl of each stage so far."""
@@ -87,12 +106,26 @@ class Run:
         while not self.ended() and not any(self.workdir.glob('*/checkpoints/*.orbax-checkpoint-tmp')):
             time.sleep(0.001)
 
-    def finish(self) -> int:
-        """Its exit code; what it said of an unexpected one is printed."""
-        code = self.process.wait(_STUCK)
-        if code not in (0, RESTART, -signal.SIGKILL, -signal.SIGTERM):
-            print(self._errors.read_text()[-2000:])
-        return code
+    def finish(self) -> list[int]:
+        """Exit codes, each once; what was said before an unexpected one is printed.
+
+        Those that wait for one that ended before all had found each other are ended, as a supervisor would.
+        """
+        while not self.ended():
+            self.await_step()
+        met = len(self.processes) == 1 or ' processes with ' in self._output[0].read_text()
+        codes = []
+        for process, output in zip(self.processes, self._output):
+            try:
+                codes.append(process.wait(_GRACE if met else 2))
+            except subprocess.TimeoutExpired:
+                if met:
+                    raise
+                process.kill()
+                codes.append(process.wait())
+            if codes[-1] not in (*_ENDS, _ABANDONED):
+                print(output.read_text()[-2000:])
+        return sorted({*codes})
 
 
 def disturb(run: Run, rng: random.Random, counts: collections.Counter) -> None:
@@ -102,11 +135,12 @@ def disturb(run: Run, rng: random.Random, counts: collections.Counter) -> None:
     if moment == 'saving':
         run.await_save()
     time.sleep(rng.uniform(0, 0.8 if moment == 'anywhere' else 0.02))
-    workers = children(run.process.pid)
+    process = rng.choice(run.processes)
+    workers = children(process.pid)
     if run.ended() or (kind == 'worker' and not workers):
         return
     try:
-        os.kill(rng.choice(workers) if kind == 'worker' else run.process.pid,
+        os.kill(rng.choice(workers) if kind == 'worker' else process.pid,
                 signal.SIGTERM if kind == 'SIGTERM' else signal.SIGKILL)
     except ProcessLookupError:
         return
@@ -133,11 +167,11 @@ def faulty(workdir: Path) -> collections.Counter:
             run.await_step()
         while not run.ended() and faults() < FAULTS.value:
             disturb(run, rng, counts)
-        code = run.finish()
-        if code == 0:
+        codes = run.finish()
+        if codes == [0]:
             return counts
-        if code not in (RESTART, -signal.SIGKILL, -signal.SIGTERM):
-            raise RuntimeError(f'a run ended with {code} after {dict(counts)}')
+        if not {*codes} <= {*_ENDS, _ABANDONED}:
+            raise RuntimeError(f'a run ended with {codes} after {dict(counts)}')
 
 
 def rows(path: Path) -> list[dict]:
@@ -174,7 +208,7 @@ def main(_):
     folder.mkdir(parents=True)
     began = time.monotonic()
     undisturbed = Run(folder / 'whole').finish()
-    if undisturbed:
+    if undisturbed != [0]:
         sys.exit(f'the undisturbed run ended with {undisturbed}')
     print(f'undisturbed: {time.monotonic() - began:.0f} s', flush=True)
     began, counts = time.monotonic(), faulty(folder / 'disturbed')

@@ -44,7 +44,7 @@ def start(processes: str, process: int | None, coordinator: str) -> None:
 
     Raises:
       UserError: what is given is not all, or cannot be; or 'auto' finds nothing.
-      Lost: the others do not come.
+      Lost: the first process cannot be reached by the others.
     """
     known = _read(processes, process, coordinator)
     if known.get('num_processes') == 1:
@@ -58,10 +58,10 @@ def start(processes: str, process: int | None, coordinator: str) -> None:
         raise UserError(
             "--processes='auto' finds no TPU pod, GKE, SLURM or Open MPI here; give --processes, --process and "
             '--coordinator.') from None
-    except RuntimeError as error:
+    except jax.errors.JaxRuntimeError as error:  # where the others do not come in time, it aborts and says so itself
         raise Lost(
-            f'the other processes were not found within {_CONNECT} s ({str(error).splitlines()[0]}); are all of them '
-            f'started, with the same --processes, and is {coordinator or "the coordinator"} process 0?') from error
+            f'the processes cannot be connected ({str(error).splitlines()[0]}); is the port of --coordinator free?'
+        ) from error
     progress.of(jax.process_index())
     progress.say(f'{jax.process_count()} processes with {jax.local_device_count()} of {jax.device_count()} devices each')
 

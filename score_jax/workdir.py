@@ -91,7 +91,7 @@ class StageDirectory:
 
     def read(self, name: str) -> list[dict]:
         """The lines of a file as the first process sees them, the same in all of them, which all must call it."""
-        return processes.agree(read_jsonl(self.path / name))
+        return processes.agree(read_jsonl(self.path / name) if processes.first() else None)
 
     def replace(self, name: str, lines: list[dict]) -> None:
         """Writes a whole file of lines."""
