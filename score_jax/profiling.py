@@ -47,7 +47,7 @@ class Profile:
         if self._on and self._seen == _SKIPPED:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
-        with jax.profiler.StepTraceAnnotation(self._stage, step_num=step) if self._tracing else contextlib.nullcontext():
+        with jax.profiler.StepTraceAnnotation(self._stage, step_num=step):
             yield
 
     def add(self, metrics: Mapping) -> None:
