@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from score_jax import checkpoint, hf, lora, model, settings, sharding, sources
 from score_jax.errors import UserError
+from score_jax.streamed import Streamed
 
 SOURCE = 'hf'
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -55,7 +55,7 @@ def _checkpoints(source: Path) -> Path | None:
 def _import(source: Path, target: Path, dtype: str | None, like: Path | None) -> str:
     if like:
         raise UserError(f'--like={like} is for the way back; {source} has a config.json of its own.')
-    config, params = hf.load(source, _mesh(), dtype)
+    config, params = hf.stream(source, _mesh(), dtype)
     checkpoints = checkpoint.Checkpoints(target, keep=1)
     checkpoints.save(0, {'params': params}, meta={'model': dataclasses.asdict(config)})
     checkpoints.close()
@@ -78,17 +78,20 @@ def _export(directory: Path, target: Path, dtype: str | None, like: Path | None)
     return f'{_count(model.abstract(config, _mesh()))} of {directory} are a Hugging Face model in {target} now'
 
 
-def _one_by_one(
-    checkpoints: checkpoint.Checkpoints, config: model.ModelConfig) -> Callable[[tuple[str, ...]], jax.Array]:
-    """What restores a parameter by its path, so that the host need not hold them all."""
-    like = jax.tree.leaves_with_path(_as_saved(checkpoints, config, _mesh()))
-    named = {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in like}
-    wrong = named.keys() ^ checkpoints.params().keys()
+def _one_by_one(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig) -> dict:
+    """The parameters, `Streamed`, so that the host need not hold them all."""
+    like = _as_saved(checkpoints, config, _mesh())
+    names = {jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(like)}
+    wrong = names ^ checkpoints.params().keys()
     if wrong:
         raise UserError(
             f'{checkpoints.directory} is not of the model that it is said to be: {", ".join(sorted(wrong))} are '
             'missing or left over; bring back the config that it was trained with.')
-    return lambda path: checkpoints.restore_param('/'.join(path), named['/'.join(path)])
+
+    def streamed(path, x: jax.ShapeDtypeStruct) -> Streamed:
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        return Streamed(x.shape, x.dtype, lambda: checkpoints.restore_param(name, x))
+    return jax.tree.map_with_path(streamed, like)
 
 
 def restore(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig, mesh: jax.sharding.Mesh) -> dict:

@@ -201,7 +201,9 @@ class Stage(abc.ABC):
         skipped = health.SkippedUpdates(config.health.skipped, history)
         if stop := _stop(signals):
             raise health.Interrupted(f'{config.stage}: stopped before step {done + 1} ({stop.name})', stop)
-        meter, profile = speed.Meter(), profiling.Profile(config.stage, self.directory.path / 'profile', config.profile)
+        meter = speed.Meter()
+        profile = profiling.Profile(
+            config.stage, self.directory.path / 'profile', config.profile and processes.first())
         with progress.Steps(config.stage, config.steps, config.log_every, done, history) as steps, profile:
             for step in range(done + 1, config.steps + 1):
                 self.watch.enter('the update')
