@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from score_jax import checkpoint, hf, lora, model, settings, sharding, sources
 from score_jax.errors import UserError
@@ -71,11 +72,19 @@ def _export(directory: Path, target: Path, dtype: str | None, like: Path | None)
     like = like or came_from(directory)
     hf.config_json(config, like)  # what cannot be exported is refused before it is read
     if checkpoints.meta().get('lora'):
-        params = lora.merge(sources.restore(checkpoints, config, _mesh()), dtype)
+        params = _merged(sources.restore(checkpoints, config, _mesh()), dtype)
     else:
         params = _one_by_one(checkpoints, config)
     hf.save(target, config, params, like=like, dtype=dtype)
     return f'{_count(model.abstract(config, _mesh()))} of {directory} are a Hugging Face model in {target} now'
+
+
+def _merged(params: dict, dtype: str | None) -> dict:
+    """Plain parameters in `dtype`, as `lora.merge` says, each merged with its adapters when it is needed."""
+    def streamed(w) -> Streamed:
+        weight = w.weight if isinstance(w, model.Adapted) else w
+        return Streamed(weight.shape, jnp.dtype(dtype or weight.dtype), lambda: lora.merge(w, dtype))
+    return jax.tree.map(streamed, params, is_leaf=lambda w: isinstance(w, model.Adapted))
 
 
 def _one_by_one(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig) -> dict:
