@@ -5,6 +5,7 @@ A step in steady state compiles nothing. Where one does, a shape is new, and `co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import jax
 
 _EVENT = '/jax/core/compile/backend_compile_duration'  # a program is made ready: compiled, or read from the cache
+_MOST_BYTES = 4 << 30  # that are kept for a user
 
 
 @dataclasses.dataclass
@@ -51,18 +53,21 @@ class Counter:
 def keep() -> Path | None:
     """Has jax keep what it compiles on disk; to be called before anything is compiled.
 
-    The folder is that of the environment variable JAX_COMPILATION_CACHE_DIR, else one in the user's cache that belongs
-    to this kind of machine: programs for the CPU fit its instructions and its number of cores. Whoever can write there
-    can run code here, so the folder is the user's alone. `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing.
+    The folder is that of the environment variable JAX_COMPILATION_CACHE_DIR, else one of at most 4 GiB in the user's
+    cache that belongs to this kind of machine: programs for the CPU fit its instructions and its number of cores.
+    Whoever can write there can run code here, so it is the user's alone. `JAX_ENABLE_COMPILATION_CACHE=false` keeps
+    nothing.
 
     Returns:
       the folder; None where it cannot be written, and nothing is kept.
     """
     given = jax.config.jax_compilation_cache_dir
-    folder = Path(given) if given else _user_folder() / _machine()
-    if not _writable(folder):
+    folder = Path(given) if given else _user_folder()
+    if folder is None or not _writable(folder):
         jax.config.update('jax_enable_compilation_cache', False)
         return None
+    if not given:
+        _prune(folder, _MOST_BYTES)
     jax.config.update('jax_compilation_cache_dir', str(folder))
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:  # jax's own is a second: no program of the demo
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -71,8 +76,26 @@ def keep() -> Path | None:
     return folder
 
 
-def _user_folder() -> Path:
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'score_jax'
+def _user_folder() -> Path | None:
+    try:
+        cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    except RuntimeError:  # a user without a home
+        return None
+    return Path(cache) / 'score_jax' / _machine()
+
+
+def _prune(folder: Path, most: int) -> None:
+    """Removes the oldest files beyond `most` bytes; another process may do so too."""
+    files = []
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            files.append((stat.st_mtime, stat.st_size, file))
+    for _, size, file in sorted(files, reverse=True):
+        most -= size
+        if most < 0:
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _machine() -> str:

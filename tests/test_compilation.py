@@ -70,6 +70,14 @@ def test_there_come_fifty_ragged_steps_that_compile_nothing(tmp_path, monkeypatc
     assert len(set(longest[-STEADY:])) > STEADY / 2, 'lengths hardly differ'
 
 
+def test_the_oldest_files_go_first(tmp_path):
+    for age in range(5):
+        (tmp_path / f'{age}').write_bytes(bytes(10))
+        os.utime(tmp_path / f'{age}', (1000 - age, 1000 - age))
+    compilation._prune(tmp_path, 30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['0', '1', '2']
+
+
 @pytest.mark.parametrize('place', ['given', 'of the user', 'none that can be written'])
 def test_what_is_compiled_is_kept(tmp_path, place):
     """In a process of its own, as these are settings of the process; a file that is cut short is compiled again."""
