@@ -100,6 +100,7 @@ def training(stage: str) -> ConfigDict:
         skipped=20,  # updates skipped in a row (no finite loss or gradient, no verdict) after which the stage stops
         stuck_seconds=600.0,  # a part of a step that takes longer is named on the terminal, and as `slow` in metrics
     ))
+    config.profile = False  # trace three steps into the stage's folder, and say where their time went
     # Keys that may differ from those with which a stage was begun, such as ('learning_rate', 'optimizer.clip_norm').
     config.allow_changes = ()
     return config

@@ -21,7 +21,10 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'not a flag: {" ".join(argv[1:])}')
     logging.set_verbosity(logging.WARNING)
-    from score_jax.convert import convert  # after the flags are read, so that a mistake in them answers at once
+    logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)  # what it warns of is meant
+    from score_jax import compilation  # after the flags are read, so that a mistake in them answers at once
+    from score_jax.convert import convert
+    compilation.keep()
     try:
         like = Path(_LIKE.value) if _LIKE.value else None
         print(convert(Path(_FROM.value), Path(_TO.value), dtype=_DTYPE.value, like=like))

@@ -10,6 +10,7 @@ environment() {
   stamp=.venv/$(printf '%s\n' "$@" | cat - requirements.txt pyproject.toml | cksum | tr -d ' ').installed
   [ -e "$stamp" ] && return
   [ -e .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=24'  # older ones warn of what is in order
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
   touch "$stamp"
 }

@@ -90,7 +90,9 @@ def main(argv):
 
 def _run(processes) -> int:
     """The exit code."""
+    from score_jax import compilation
     from score_jax.run import run
+    compilation.keep()
     try:
         processes.start(_PROCESSES.value, _PROCESS.value, _COORDINATOR.value)
         try:

@@ -81,7 +81,8 @@ def show(conversation, prompt: str, instruction: str, asks: bool) -> str:
 
 def run(written: str | None) -> None:
     """Shows the problem that was written, and what is asked for after it; those of the test split where none was."""
-    from score_jax import converse  # after the flags are read, so that a mistake in them answers at once
+    from score_jax import compilation, converse  # after the flags are read, so that a mistake in them answers at once
+    compilation.keep()
     policy = converse.load(
         Path(WORKDIR.value), STAGE.value, step=STEP.value, temperature=TEMPERATURE.value,
         max_tokens=MAX_TOKENS.value, data_dir=DATA_DIR.value)

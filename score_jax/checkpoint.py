@@ -12,6 +12,7 @@ Several processes save and restore together, each the parts of the arrays that l
 that all of them see; what one of them cannot read is damaged for all.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -28,8 +29,10 @@ from etils import epath
 from score_jax import processes
 from score_jax.bits import mix, places
 from score_jax.errors import UserError
+from score_jax.streamed import Streamed, handler, made, save_args
 
 PyTree = Any
+_PART_BYTES = 1 << 26  # of an array that is summed at once
 
 
 class Damaged(UserError):
@@ -72,6 +75,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, *, meta: dict, reward: float | None = None) -> None:
         """Starts saving `state`, any pytree of `jax.Array`s, which may be donated as soon as this returns.
 
+        Of a tree of `Streamed` one array at a time is in memory, and all are written when this returns.
         `meta` is plain JSON and comes back as it is. A reward that is not finite counts as none. Raises `UserError`
         if `step` is not past the newest one (nothing is overwritten) or if this or the previous save cannot write.
         """
@@ -84,15 +88,15 @@ class Checkpoints:
         reward = float(reward) if reward is not None and math.isfinite(reward) else None
         arrays, _ = _flatten(state)
         record = {'step': step, 'meta': meta, 'reward': reward, 'arrays': {
-            name: {'shape': list(x.shape), 'dtype': str(x.dtype), 'checksum': int(_checksum(x))}
+            name: {'shape': list(x.shape), 'dtype': str(x.dtype), 'checksum': _checksum(made(x))}
             for name, x in arrays.items()}}
         record['checksum'] = _record_checksum(record)
         self._rewards[step] = reward
         try:
             if self._manager is None:
-                self._manager = self._open()
+                self._manager = self._open(streamed=any(isinstance(x, Streamed) for x in arrays.values()))
             self._manager.save(step, args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(record)), force=True)
+                state=ocp.args.PyTreeSave(arrays, save_args=save_args(arrays)), meta=ocp.args.JsonSave(record)), force=True)
         except (OSError, ValueError) as error:
             processes.check(error)
             raise self._not_written(error) from error
@@ -180,9 +184,12 @@ class Checkpoints:
         kept = {*steps[-self.keep:], self._best_of(steps)}
         return [step in kept for step in steps]
 
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
-            preservation_policy=self, cleanup_tmp_directories=True, lightweight_initialize=True))
+    def _open(self, streamed: bool) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self, cleanup_tmp_directories=True, lightweight_initialize=True,
+            enable_async_checkpointing=not streamed)
+        handlers = {'state': handler(), 'meta': ocp.JsonCheckpointHandler()} if streamed else None
+        return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def _best_of(self, steps: list[int]) -> int | None:
         for step in steps:
@@ -227,7 +234,7 @@ class Checkpoints:
         for name, x in like.items():  # one by one: only one array is there in both dtypes
             target = jax.ShapeDtypeStruct(x.shape, there[name][0], sharding=getattr(x, 'sharding', None))
             array = self._read_array(step, name, target)
-            if (str(array.dtype), array.shape) != there[name] or int(_checksum(array)) != saved[name]['checksum']:
+            if (str(array.dtype), array.shape) != there[name] or _checksum(array) != saved[name]['checksum']:
                 raise self._damaged(step, f'{name} differs from its checksum')
             arrays.append(array.astype(x.dtype))
         return treedef.unflatten(arrays)
@@ -284,18 +291,33 @@ def _flatten(tree: PyTree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
     return {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in leaves}, treedef
 
 
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
+def _checksum(x: jax.Array) -> int:
     """A uint32 over the bits of `x` and their positions, the same on any mesh.
 
     Integer sums are exact in any order, so each device reduces its own shard and nothing is copied to the host. The
-    cost is one pass over the state at each save and restore, and on CPU scratch memory of the size of one array (XLA
-    does not fuse there). Any change within one 32-bit word is found for certain (`mix` is a bijection), any other with
-    probability 1 - 2**-32.
+    cost is one pass over the state at each save and restore. On CPU it needs scratch memory several times that of what
+    is summed at once (XLA does not fuse there), so an array of one device is summed by parts. Any change within one
+    32-bit word is found for certain (`mix` is a bijection), any other with probability 1 - 2**-32.
     """
+    count = len(x) if x.ndim else 1
+    rows = max(count * _PART_BYTES // max(x.nbytes, 1), 1)
+    if rows >= count or len(x.sharding.device_set) > 1:
+        return int(_checksum_of(x, 0, count))
+    whole = sum(int(_checksum_of(x, start, rows)) for start in range(0, count - count % rows, rows))
+    rest = int(_checksum_of(x, count - count % rows, count % rows)) if count % rows else 0
+    return (whole + rest) % 2**32
+
+
+@functools.partial(jax.jit, static_argnames=('rows',))
+def _checksum_of(x: jax.Array, start, rows: int) -> jax.Array:
+    """What `rows` entries of the first axis from `start` on add to the checksum."""
+    offset = jnp.uint32(start) * jnp.uint32(math.prod(x.shape[1:]) % 2**32)
+    if x.ndim and rows < len(x):
+        x = jax.lax.dynamic_slice_in_dim(x, start, rows)
     bits = x.astype(jnp.uint8) if x.dtype == bool else x
     bits = jax.lax.bitcast_convert_type(bits, f'uint{8 * min(bits.dtype.itemsize, 4)}').astype(jnp.uint32)
-    return jnp.sum(mix(bits ^ mix(places(bits.shape))), dtype=jnp.uint32)
+    per_entry = math.prod(bits.shape) // max(math.prod(x.shape), 1)  # words; 2 where an entry has 8 bytes
+    return jnp.sum(mix(bits ^ mix(places(bits.shape) + offset * jnp.uint32(per_entry))), dtype=jnp.uint32)
 
 
 def _record_checksum(record: dict) -> str:

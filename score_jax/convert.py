@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from score_jax import checkpoint, hf, lora, model, settings, sharding, sources
 from score_jax.errors import UserError
+from score_jax.streamed import Streamed
 
 SOURCE = 'hf'
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -55,7 +56,7 @@ def _checkpoints(source: Path) -> Path | None:
 def _import(source: Path, target: Path, dtype: str | None, like: Path | None) -> str:
     if like:
         raise UserError(f'--like={like} is for the way back; {source} has a config.json of its own.')
-    config, params = hf.load(source, _mesh(), dtype)
+    config, params = hf.stream(source, _mesh(), dtype)
     checkpoints = checkpoint.Checkpoints(target, keep=1)
     checkpoints.save(0, {'params': params}, meta={'model': dataclasses.asdict(config)})
     checkpoints.close()
@@ -71,24 +72,35 @@ def _export(directory: Path, target: Path, dtype: str | None, like: Path | None)
     like = like or came_from(directory)
     hf.config_json(config, like)  # what cannot be exported is refused before it is read
     if checkpoints.meta().get('lora'):
-        params = lora.merge(sources.restore(checkpoints, config, _mesh()), dtype)
+        params = _merged(sources.restore(checkpoints, config, _mesh()), dtype)
     else:
         params = _one_by_one(checkpoints, config)
     hf.save(target, config, params, like=like, dtype=dtype)
     return f'{_count(model.abstract(config, _mesh()))} of {directory} are a Hugging Face model in {target} now'
 
 
-def _one_by_one(
-    checkpoints: checkpoint.Checkpoints, config: model.ModelConfig) -> Callable[[tuple[str, ...]], jax.Array]:
-    """What restores a parameter by its path, so that the host need not hold them all."""
-    like = jax.tree.leaves_with_path(_as_saved(checkpoints, config, _mesh()))
-    named = {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in like}
-    wrong = named.keys() ^ checkpoints.params().keys()
+def _merged(params: dict, dtype: str | None) -> dict:
+    """Plain parameters in `dtype`, as `lora.merge` says, each merged with its adapters when it is needed."""
+    def streamed(w) -> Streamed:
+        weight = w.weight if isinstance(w, model.Adapted) else w
+        return Streamed(weight.shape, jnp.dtype(dtype or weight.dtype), lambda: lora.merge(w, dtype))
+    return jax.tree.map(streamed, params, is_leaf=lambda w: isinstance(w, model.Adapted))
+
+
+def _one_by_one(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig) -> dict:
+    """The parameters, `Streamed`, so that the host need not hold them all."""
+    like = _as_saved(checkpoints, config, _mesh())
+    names = {jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(like)}
+    wrong = names ^ checkpoints.params().keys()
     if wrong:
         raise UserError(
             f'{checkpoints.directory} is not of the model that it is said to be: {", ".join(sorted(wrong))} are '
             'missing or left over; bring back the config that it was trained with.')
-    return lambda path: checkpoints.restore_param('/'.join(path), named['/'.join(path)])
+
+    def streamed(path, x: jax.ShapeDtypeStruct) -> Streamed:
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        return Streamed(x.shape, x.dtype, lambda: checkpoints.restore_param(name, x))
+    return jax.tree.map_with_path(streamed, like)
 
 
 def restore(checkpoints: checkpoint.Checkpoints, config: model.ModelConfig, mesh: jax.sharding.Mesh) -> dict:

@@ -1,7 +1,7 @@
 """Directories of Hugging Face models: safetensors straight onto the mesh, and back.
 
 One tensor at a time passes through the host, so beside the parameters themselves (which on CPU are in host memory too)
-no more is needed than the largest tensor. All names, shapes and types are checked before the first one is read.
+no more is needed than the largest tensor; and of parameters that are `Streamed` one is there at a time. All names, shapes and types are checked before the first one is read.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from score_jax import model as lm
+from score_jax import shards
 from score_jax.errors import UserError
 from score_jax.model import families
+from score_jax.shards import DTYPES, INDEX, Entry
 from score_jax.sharding import named_sharding
+from score_jax.streamed import Streamed, made
 
-DTYPES = {'F32': np.dtype('float32'), 'F16': np.dtype('float16'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
-INDEX = 'model.safetensors.index.json'
-SHARD_BYTES = 1024**3  # of a file that is written; the host holds one at a time
+SHARD_BYTES = 1024**3  # of a file that is written
 _EMBEDDING = 'model.embed_tokens.weight'
 SHOWN = 10  # of a list of wrong tensors
 
@@ -119,10 +118,19 @@ def load(directory: Path, mesh: jax.sharding.Mesh, dtype: str | None = None) -> 
       UserError: a file that is missing or damaged, a family or a value that is not known here, and the list of the
         tensors that are missing, left over, or of another shape or type. Nothing has been loaded then.
     """
+    config, params = stream(directory, mesh, dtype)
+    return config, jax.tree.map(made, params)
+
+
+def stream(directory: Path, mesh: jax.sharding.Mesh, dtype: str | None = None) -> tuple[lm.ModelConfig, dict]:
+    """As `load`, but each parameter is `Streamed`: read when it is needed, and each time that it is."""
     config, files, wanted = _open(directory)
-    params = lm.abstract(config, mesh)
-    return config, jax.tree.map_with_path(
-        lambda keys, like: _load(files, wanted[tuple(key.key for key in keys)], like, mesh, dtype), params)
+
+    def streamed(keys, like: jax.ShapeDtypeStruct) -> Streamed:
+        group = wanted[tuple(key.key for key in keys)]
+        kept = jnp.dtype(dtype or functools.reduce(jnp.promote_types, [files.dtype(x.name) for x in group]))
+        return Streamed(like.shape, kept, lambda: _load(files, group, like, mesh, kept))
+    return config, jax.tree.map_with_path(streamed, lm.abstract(config, mesh))
 
 
 def check(directory: Path) -> lm.ModelConfig:
@@ -144,10 +152,8 @@ def _open(directory: Path) -> tuple[lm.ModelConfig, _Files, dict[tuple[str, ...]
     return config, files, wanted
 
 
-def _load(files: _Files, group: list[Tensor], like: jax.ShapeDtypeStruct, mesh, dtype: str | None) -> jax.Array:
+def _load(files: _Files, group: list[Tensor], like: jax.ShapeDtypeStruct, mesh, dtype: np.dtype) -> jax.Array:
     """The parameter whose tensors are `group`, in the shape and sharding of `like`."""
-    dtype = dtype or functools.reduce(jnp.promote_types, [files.dtype(tensor.name) for tensor in group])
-
     def piece(tensor: Tensor) -> jax.Array:
         host = tensor.from_file(files.read(tensor.name))
         return jax.make_array_from_callback(
@@ -221,13 +227,12 @@ class _Files:
 
 
 def save(
-    directory: Path, config: lm.ModelConfig, params: dict | Callable[[tuple[str, ...]], jax.Array], *,
-    like: Path | None = None, dtype: str | None = None):
+    directory: Path, config: lm.ModelConfig, params: dict, *, like: Path | None = None, dtype: str | None = None):
     """Writes a directory that `transformers` and vLLM load, whole or not at all.
 
     Args:
       directory: must not exist yet, or be empty.
-      params: on any mesh of this process; or what gives each of them, `[...]`, by its path: one is there at a time.
+      params: on any mesh of this process; of those that are `Streamed` one is there at a time.
       like: a directory of the same family, for the tokenizer's files and for what config.json says beside the model:
         special tokens, lengths.
       dtype: of the tensors; None: that of the parameters.
@@ -266,44 +271,19 @@ def copy_small_files(source: Path | None, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _write_tensors(directory: Path, config: lm.ModelConfig, params, dtype: str | None) -> str:
+def _write_tensors(directory: Path, config: lm.ModelConfig, params: dict, dtype: str | None) -> str:
     """The files of `save`; returns the type of the embedding in them."""
-    shard, shards, where = {}, 0, {}
-
-    def flush():
-        nonlocal shard, shards
-        shards += 1
-        save_file(shard, directory / f'{shards}.safetensors', metadata={'format': 'pt'})
-        (directory / f'{shards}.safetensors').chmod(0o644)  # the library lets nobody but the owner read it
-        where.update(dict.fromkeys(shard, shards))
-        shard = {}
-
-    total = 0
-    for name, array in _host_tensors(config, params):
-        array = np.ascontiguousarray(array.astype(dtype or array.dtype, copy=False))
-        if shard and sum(x.nbytes for x in shard.values()) + array.nbytes > SHARD_BYTES:
-            flush()
-        shard[name] = array
-        total += array.nbytes
-        if name == _EMBEDDING:
-            kept = str(array.dtype)
-    flush()
-    if shards == 1:
-        os.replace(directory / '1.safetensors', directory / 'model.safetensors')
-        return kept
-    names = {n: f'model-{n:05}-of-{shards:05}.safetensors' for n in range(1, shards + 1)}
-    for n, name in names.items():
-        os.replace(directory / f'{n}.safetensors', directory / name)
-    index = {'metadata': {'total_size': total}, 'weight_map': {name: names[n] for name, n in where.items()}}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
-    return kept
+    groups = [(functools.reduce(dict.__getitem__, path, params), group) for path, group in tensors(config).items()]
+    entries = [
+        Entry(tensor.name, tensor.shape, np.dtype(dtype or param.dtype)) for param, group in groups for tensor in group]
+    shards.write(directory, entries, _host_tensors(groups), SHARD_BYTES)
+    return next(str(entry.dtype) for entry in entries if entry.name == _EMBEDDING)
 
 
-def _host_tensors(config: lm.ModelConfig, params) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and value of each tensor, in the layout of the file."""
-    for path, group in tensors(config).items():
-        param = params(path) if callable(params) else functools.reduce(dict.__getitem__, path, params)
+def _host_tensors(groups: list[tuple[jax.Array | Streamed, list[Tensor]]]) -> Iterator[np.ndarray]:
+    """The value of each tensor, in the layout of the file."""
+    for param, group in groups:
+        array = made(param)
         for layer, tensor in enumerate(group):
-            ours = param if param.ndim == len(tensor.ours) else param[layer]
-            yield tensor.name, tensor.to_file(np.asarray(ours))
-        del param, ours  # before the next is made
+            yield tensor.to_file(np.asarray(array if array.ndim == len(tensor.ours) else array[layer]))
+        del array  # before the next is made

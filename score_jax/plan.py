@@ -191,10 +191,15 @@ def lower_update(work: Work):
         layout=layout, base=base)
 
 
+def matrix_weights(c: lm.ModelConfig) -> int:
+    """Weights of the layers that each token is multiplied with."""
+    return c.layers * c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
+
+
 def flops(work: Work) -> dict[str, float]:
     """Floating-point operations of a step on all devices, counted as 2 for each weight or key that a token meets."""
     learner, c = work.learner, work.learner.model
-    weights = c.layers * c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
+    weights = matrix_weights(c)
     if learner.lora:
         adapters = sum(math.prod(x.shape) for x in jax.tree.leaves(learner.abstract_params()))
     head, attention = c.width * c.vocab_size, 2 * c.layers * c.heads * c.head_dim * work.slots / 2

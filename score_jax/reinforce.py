@@ -13,7 +13,7 @@ import numpy as np
 
 from score_jax import (
     grading, layout, lora, metrics, monitor, objective, offline, plan, processes, progress, ragged, rollout, settings,
-    sharding, sources, tasks)
+    sharding, sources, speed, tasks)
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
 from score_jax.lora import LoraConfig
@@ -276,11 +276,11 @@ class Reinforce(Stage):
         self.watch.enter('sampling')
         config, began = self.config, time.monotonic()
         problems, given = self._problems(step)
+        prompts = [tasks.prompt_tokens(self.task, problem) for problem in problems]
         grader = grading.Grader(self.task, problems, self.mesh)
         trajectory = rollout.sample(
-            self.learner.whole(state.params, base), self.model, self.sampler, self.mesh,
-            [tasks.prompt_tokens(self.task, problem) for problem in problems], self._instruction,
-            forks=self.forks, seed=self.seed, step=step, given=given, on_turn=grader.on_turn)
+            self.learner.whole(state.params, base), self.model, self.sampler, self.mesh, prompts,
+            self._instruction, forks=self.forks, seed=self.seed, step=step, given=given, on_turn=grader.on_turn)
         sampled = time.monotonic()
         self.watch.enter('grading')
         attempts = grader.attempts()
@@ -298,11 +298,22 @@ class Reinforce(Stage):
         figures |= self._transitions(correct, grading.changed(attempts))
         if 't1' not in figures:
             del figures['reward']  # there is none, which is not 0
+        ended = time.monotonic()
         figures |= {
-            'seconds_sample': sampled - began, 'seconds_grade': graded - sampled,
-            'seconds_update': time.monotonic() - graded}
+            'seconds_sample': sampled - began, 'seconds_grade': graded - sampled, 'seconds_update': ended - graded}
+        figures |= self._rates(prompts, figures, ended - began)
         self._check_gap(figures['log_prob_gap'])
         return state, figures | self._warnings(figures, step), self._samples(problems, attempts, step)
+
+    def _rates(self, prompts: list[list[int]], figures: dict, seconds: float) -> dict[str, float]:
+        """Sampled tokens a second, the share of the machine's arithmetic that is used, and scoring's of the update."""
+        work, lengths = self.work(), [figures[f'length_turn{t + 1}'] for t in range(self.objective.turns)]
+        flops = speed.reinforce_flops(work, sum(map(len, prompts)) / len(prompts), lengths)
+        rows = [work.batch * math.prod(self.forks[:t + 1]) for t in range(self.objective.turns)]
+        rows[0] -= self._offline * self.forks[0]  # which are given
+        tokens = sum(count * length for count, length in zip(rows, lengths))
+        rates = speed.rates(tokens, sum(flops.values()), seconds, self.model, self.mesh)
+        return rates | {'score_share': flops['scoring'] / (flops['scoring'] + flops['update'])}
 
     def _transitions(self, correct: np.ndarray, changed: np.ndarray) -> dict[str, float]:
         """Those of the rows that have a verdict; where only some first attempts are given, theirs by another name."""

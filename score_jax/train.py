@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax import health, hf, model, processes, progress, sharding, tasks
+from score_jax import health, hf, model, processes, profiling, progress, sharding, speed, tasks
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.health import HealthConfig
@@ -52,6 +52,7 @@ class TrainConfig:
     save_every: int
     keep: int
     health: HealthConfig
+    profile: bool
     allow_changes: tuple[str, ...]
 
     def __post_init__(self):
@@ -154,6 +155,12 @@ class Stage(abc.ABC):
     def step(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float], list[dict]]:
         """Step number `step` (0 for the first): the next state, metrics, lines for samples.jsonl."""
 
+    def rates(self, began: float, rows: int, length: float) -> dict[str, float]:
+        """What metrics.jsonl says of a supervised step on `rows` rows of `length` tokens that began at `began`."""
+        seconds = time.monotonic() - began
+        return {'seconds_update': seconds} | speed.rates(
+            rows * length, speed.imitate_flops(self.model, rows, length), seconds, self.model, self.mesh)
+
     def meta(self) -> dict:
         """What a checkpoint must say beside the state: of what it is not whole without."""
         return {}
@@ -194,19 +201,25 @@ class Stage(abc.ABC):
         skipped = health.SkippedUpdates(config.health.skipped, history)
         if stop := _stop(signals):
             raise health.Interrupted(f'{config.stage}: stopped before step {done + 1} ({stop.name})', stop)
-        with progress.Steps(config.stage, config.steps, config.log_every, done, history) as steps:
+        meter = speed.Meter()
+        profile = profiling.Profile(
+            config.stage, self.directory.path / 'profile', config.profile and processes.first())
+        with progress.Steps(config.stage, config.steps, config.log_every, done, history) as steps, profile:
             for step in range(done + 1, config.steps + 1):
-                began = time.monotonic()
                 self.watch.enter('the update')
-                state, metrics, samples = self.step(state, step - 1)
+                with meter.step(), profile.step(step):
+                    state, metrics, samples = self.step(state, step - 1)
                 self.watch.enter('saving')
-                metrics |= {'steps_per_second': 1 / (time.monotonic() - began)} | self.watch.slow()
+                metrics |= meter.figures() | self.watch.slow()
+                profile.add(metrics)
                 where = {'stage': config.stage, 'step': step}
                 self.directory.append('metrics.jsonl', [where | {'steps': config.steps} | metrics])
                 self.directory.append('samples.jsonl', [where | sample for sample in samples])
                 steps.add(step, metrics, samples)
                 hopeless, stop = skipped.add(metrics), _stop(signals)
                 if step % config.save_every == 0 or step == config.steps or hopeless or stop:
+                    with meter.waiting():
+                        checkpoints.wait()
                     self._save(checkpoints, step, state, metrics)
                 if hopeless or stop:
                     checkpoints.wait()

@@ -5,6 +5,7 @@
     WORKDIR/STAGE/changes.jsonl     what of its config was changed on the way, and after which step
     WORKDIR/STAGE/metrics.jsonl     a line a step
     WORKDIR/STAGE/samples.jsonl     two-turn transcripts
+    WORKDIR/STAGE/profile/          with config.profile: a trace, and split.json
     WORKDIR/results.json            the final table
     WORKDIR/report.html
 
@@ -26,7 +27,7 @@ from score_jax.jsonl import number, read_jsonl
 # what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
 FREE_KEYS = (
     'log_every', 'save_every', 'keep', 'mesh', 'before', 'methods', 'temperatures', 'self_refine', 'attempts',
-    'scaling', 'dry_run', 'health', 'allow_changes')
+    'scaling', 'dry_run', 'health', 'profile', 'allow_changes')
 # So may, of its task, where the data lies and how many processes grade.
 FREE_TASK_KEYS = ('data_dir', 'workers')
 

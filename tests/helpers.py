@@ -30,6 +30,11 @@ def memory(**changes) -> MemoryConfig:
     return MemoryConfig(**{**dict(params='float32', moments='float32', remat='products', accumulate=1), **changes})
 
 
+def untimed(line: dict) -> dict:
+    """A line of metrics.jsonl without what differs between two runs of the same step."""
+    return {key: x for key, x in line.items() if 'second' not in key and key not in ('compiled', 'utilisation')}
+
+
 def mesh_of(*shape: int) -> Mesh:
     """The mesh `(data, fsdp, model)` over the first devices."""
     devices = jax.devices()[:int(np.prod(shape))]

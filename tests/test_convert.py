@@ -1,9 +1,11 @@
 """Weights come in from safetensors and go out again to the bit, and what is not the model is refused with the list."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -195,6 +197,26 @@ def test_the_command_says_what_it_did_and_answers_mistakes_in_one_sentence(tmp_p
     assert done.returncode == 0 and 'million parameters of hf are a checkpoint in ours now' in done.stdout
     refused = command('--from=hf', '--to=ours')
     assert refused.returncode == 2 and refused.stderr.count('\n') == 1 and 'ours exists already' in refused.stderr
+
+
+def test_one_parameter_at_a_time_is_in_memory(tmp_path, monkeypatch):
+    """In both directions; so is what is exported in another type."""
+    made, alive = [], []
+
+    def noted(make):
+        def wrapped(*args, **kwargs):
+            gc.collect()
+            alive.append(sum(one() is not None for one in made))
+            array = make(*args, **kwargs)
+            made.append(weakref.ref(array))
+            return array
+        return wrapped
+    monkeypatch.setattr(hf, '_load', noted(hf._load))
+    monkeypatch.setattr(Checkpoints, 'restore_param', noted(Checkpoints.restore_param))
+    write(tmp_path / 'hf', 'qwen2-tied')
+    convert.convert(tmp_path / 'hf', tmp_path / 'ours')
+    convert.convert(tmp_path / 'ours', tmp_path / 'back', dtype='bfloat16')
+    assert len(alive) > 2 * len(hf.tensors(CONFIGS['qwen2-tied'])) and max(alive) == 0
 
 
 MEASURE = '''

@@ -36,7 +36,9 @@ def launch(config: str, workdir: Path, *flags: str, devices: int = 1, **override
         [sys.executable, 'launch/main.py', f'--config={config}', f'--workdir={workdir}', *flags,
          *(f'--config.{key}={value}' for key, value in overrides.items())],
         cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
+        env=os.environ | {
+            'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})  # compiles faster
 
 
 def make(config_file, values: dict, **changes) -> ConfigDict:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import mesh_of
+from helpers import mesh_of, untimed
 
 from configs import stage1
 from score_jax import offline, ragged, sharding
@@ -35,7 +35,7 @@ def stage(workdir: Path, **changes) -> Reinforce:
 
 def lines(workdir: Path, name: str) -> list[dict]:
     rows = [json.loads(line) for line in (workdir / 'stage1' / name).read_text().splitlines()]
-    return [{key: value for key, value in row.items() if 'second' not in key} for row in rows]
+    return [untimed(row) for row in rows]
 
 
 def final_state(workdir: Path) -> list[np.ndarray]:

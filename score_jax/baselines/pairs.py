@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,9 @@ class Pairs(Stage):
             self._rows = read(path, self.config.rollout.chunk, self.task.tokenizer.pad_token)
         chosen = drawn(len(self._rows[0]), self.config.batch, within, (self.seed, iteration))
         batch = tuple(part[chosen] for part in self._rows)
+        began, ends = time.monotonic(), batch[1].shape[1] - (batch[1][:, ::-1] > 0).argmax(axis=1)
         state, figures = self.learner.imitate(state, *sharding.put_batch(self.mesh, batch))
-        return state, jax.tree.map(float, figures) | found, lines
+        return state, jax.tree.map(float, figures) | found | self.rates(began, len(chosen), float(ends.mean())), lines
 
     def _make(self, params, iteration: int) -> tuple[list[tuple[list[int], list[int]]], dict, list[dict]]:
         """The rows to train on (tokens, turns), what is said of them in metrics.jsonl, and transcripts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,5 +79,6 @@ class Supervised(Stage):
         rows = [encode_dialogue(self.task, problem, responses) for problem, responses in dialogues]
         tokens, _ = pad_rows([tokens for tokens, _ in rows], 1, self.task.tokenizer.pad_token)
         turn, _ = pad_rows([turn for _, turn in rows], 1, 0)
+        began, length = time.monotonic(), sum(len(tokens) for tokens, _ in rows) / len(rows)
         state, metrics = self.learner.imitate(state, *sharding.put_batch(self.mesh, (tokens, turn)))
-        return state, jax.tree.map(float, metrics), []
+        return state, jax.tree.map(float, metrics) | self.rates(began, len(rows), length), []
