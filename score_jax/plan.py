@@ -119,7 +119,9 @@ def plan(work: Work) -> Plan:
     held, before = (
         per_device(rollout.abstract_cache(learner.model, mesh, work.rows, slots))
         for slots in (work.slots, work.slots - work.sampler.chunk))
+    whole = learner.whole(learner.abstract_params(), base)
     sampling = {
+        'weights, layer by layer, in the compute type': per_device(rollout.abstract_params(whole, learner.model)),
         'KV cache': held,
         'KV cache as it was before it grew': before,
         'laws of the next tokens': _SAMPLING_COPIES * 4 * _rows(work, 1) * learner.model.vocab_size}
