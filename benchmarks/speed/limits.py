@@ -97,9 +97,10 @@ def to_weights(x, y):
     return x.T @ y
 
 
-def measure(library, work: Workload, clock) -> dict[str, float]:
+def measure(library, work: Workload, clock, least: float) -> dict[str, float]:
     """Operations a second: `decode body` and `decode head` with a token of each row, `forward` and `weights` (the
-    product that is the gradient of weights) with many; `bandwidth`, bytes read a second."""
+    product that is the gradient of weights) with many; `bandwidth`, bytes read a second. A trial takes `least` seconds or
+    more."""
     shape, dtype = work.shape, work.shape.dtype
     layers = [[library.array(size, dtype) for size in shape.products] for _ in range(shape.layers)]
     embedding = library.array((shape.vocab_size, shape.width), dtype)
@@ -112,7 +113,7 @@ def measure(library, work: Workload, clock) -> dict[str, float]:
         function, best = library.compiled(function), float('inf')
         for trial in range(TRIALS + 1):
             began, times = clock(), 0
-            while not times or clock() - began < 0.1:
+            while not times or clock() - began < least:
                 library.wait(function(*args))
                 times += 1
             if trial:
@@ -130,4 +131,4 @@ if __name__ == '__main__':
     FOUND = worker.job()
     LIBRARY = LIBRARIES[FOUND.variant](FOUND)
     WORK, CLOCK = worker.workload(FOUND), worker.CLOCKS[FOUND.clock]
-    worker.serve(FOUND, lambda: {'rates': measure(LIBRARY, WORK, CLOCK)}, dict)
+    worker.serve(FOUND, lambda: {'rates': measure(LIBRARY, WORK, CLOCK, 0.01 if FOUND.quick else 0.1)}, dict)

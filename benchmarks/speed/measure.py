@@ -9,38 +9,52 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.speed import sides
-from benchmarks.speed.sides import OURS, ROOT, SIDES, Process, Settings, Side
+from benchmarks.speed import sides, workloads
+from benchmarks.speed.sides import ROOT, SIDES, Process, Settings, Side
 
 LIBRARIES = {'numpy': '', 'jax': '', 'torch': 'transformers'}  # and the environment that each is in
-LIMITS = ('W1', 'W3')  # whose rows decode together
 WORKLOADS = ('limits', *dict.fromkeys(side.workload for side in SIDES))
 DEFAULT = tuple(name for name in WORKLOADS if name != 'demo')
 
 
 def everything(found, say) -> dict:
     """Figures by workload and side, `limits` by workload and library, and how long it all took."""
-    began = time.monotonic()
-    peers = set(filter(None, found.peers.split(',')))
+    began, peers, wanted, notes = time.monotonic(), set(filter(None, found.peers.split(','))), found.only, []
+    if 'G1' in wanted:
+        wanted = [*dict.fromkeys([*wanted, *workloads.GPU])]
+    if not (there := has_gpu()) and set(wanted) & set(workloads.GPU):
+        notes.append('G1 (Qwen2.5 1.5B in bfloat16) needs an NVIDIA GPU, and there is none here: it is not measured.')
+        say(notes[-1])
+    wanted = [name for name in wanted if there or name not in workloads.GPU]
     settings = Settings(
-        threads=found.threads, clock=found.clock, device='gpu' if found.only == ['G1'] else 'cpu', quick=found.quick,
-        weights=found.weights.resolve())
-    results = {'limits': {}, 'workloads': {}}
+        threads=found.threads, clock=found.clock, quick=found.quick, weights=found.weights.resolve())
     with _tree(found.baseline) as tree:
-        results['limits'] = {name: _limits(name, peers, settings, say) for name in _limits_needed(found.only)}
-        for name in [name for name in found.only if name not in ('limits', 'G1')]:
-            sides.write_weights(name, settings)
+        limits = {name: _limits(name, peers, settings, say)
+                  for name in dict.fromkeys(limits_of(name) for name in wanted)}
+        figures = {}
+        for name in [name for name in wanted if name != 'limits']:
             those = [side for side in SIDES if side.workload == name and side.environment in peers | {''}]
-            if name in ('W4', 'demo') and tree:
-                those.append(dataclasses.replace(those[0], name=f'at {found.baseline}', tree=tree))
+            if those[0].part == 'demo':
+                those += [dataclasses.replace(those[0], name=f'at {found.baseline}', tree=tree)] if tree else []
+            else:
+                sides.write_weights(name, settings)
             few = 1 if those[0].once else found.repeats
-            results['workloads'][name] = sides.alternate(those, few, settings, say)
-    return results | {'minutes': (time.monotonic() - began) / 60, 'peers': sorted(peers)}
+            figures[name] = sides.alternate(those, few, settings, say)
+    return {'limits': limits, 'workloads': figures, 'notes': notes, 'minutes': (time.monotonic() - began) / 60,
+            'peers': sorted(peers)}
 
 
-def _limits_needed(only) -> list[str]:
-    wanted = {name if name == 'W3' else 'W1' for name in only}
-    return [name for name in LIMITS if 'limits' in only or name in wanted]
+def has_gpu() -> bool:
+    """Whether there is one by NVIDIA."""
+    try:
+        return not subprocess.run(['nvidia-smi', '-L'], capture_output=True).returncode
+    except OSError:
+        return False
+
+
+def limits_of(workload: str) -> str:
+    """The workload whose limits hold for this one: of the same device, and as many rows that decode together."""
+    return 'G1' if workload in workloads.GPU else 'W3' if workload == 'W3' else 'W1'
 
 
 def _limits(workload: str, peers: set[str], settings: Settings, say) -> dict[str, dict[str, float]]:

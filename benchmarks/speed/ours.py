@@ -17,9 +17,9 @@ from score_jax.optimizer import OptimizerConfig
 from score_jax.trajectory import Trajectory
 
 CHUNK = 64  # of the rollout
-OBJECTIVE = objective.resolve(
-    'stage2', turns=2, gamma=0.0, kl_estimator='sampled', baseline='batch_mean', adaptive_beta2=0.0,
-    allow_gamma_hack=False, alpha=10.0, beta1=0.1)
+OBJECTIVES = {estimator: objective.resolve(
+    'stage2', turns=2, gamma=0.0, kl_estimator=estimator, baseline='batch_mean', adaptive_beta2=0.0,
+    allow_gamma_hack=False, alpha=10.0, beta1=0.1) for estimator in objective.KL_ESTIMATORS}
 OPTIMIZER = OptimizerConfig(
     steps=1000, learning_rate=1e-5, schedule='constant', warmup_steps=0, adam_b1=0.9, adam_b2=0.99, adam_eps=1e-8,
     clip_norm=1.0)
@@ -45,6 +45,12 @@ def mesh_of(found):
     return sharding.make_mesh(sharding.MeshConfig(data=found.devices, fsdp=1, model=1))
 
 
+def device_peak() -> dict[str, int]:
+    """The most bytes that the device had in use, in place of the host's; nothing where it does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {'peak': stats['peak_bytes_in_use']} if 'peak_bytes_in_use' in stats else {}
+
+
 def sampling(found, work: Workload):
     """A repetition of the rollout; seconds and tokens by turn."""
     mesh = mesh_of(found)
@@ -62,7 +68,7 @@ def sampling(found, work: Workload):
             step=next(steps), on_turn=lambda *_: times.append(clock()), **ends)
         sampled = int((np.asarray(trajectory.turn) > 0).sum())
         assert sampled == work.sampled, (sampled, work.sampled)
-        return {'tokens': sampled, 'turns': np.diff(times).tolist()}
+        return {'tokens': sampled, 'turns': np.diff(times).tolist()} | device_peak()
     return once
 
 
@@ -71,9 +77,11 @@ def updating(found, work: Workload):
     mesh = mesh_of(found)
     config, params = hf.load(found.folder, mesh, 'float32')
     reference = hf.load(found.folder, mesh, 'bfloat16')[1]
-    tight = found.workload == 'memory'
+    tight = found.workload == 'memory' or work.parts > 1
     memory = MemoryConfig(
-        params='float32', moments='float32', remat='nothing' if tight else 'products', accumulate=1)
+        params='float32', moments='float32', remat='nothing' if tight else 'products', accumulate=work.parts)
+    # In parts the sampled KL, which is in the reward, would take a pass over all of them first.
+    kind = OBJECTIVES['sampled' if work.parts == 1 else 'exact']
     learner = Learner(config, OPTIMIZER, mesh, work.head_chunk, memory)
     state = [learner.new_state(params)]
     turn = np.zeros((work.rows, work.length), np.int32)
@@ -84,16 +92,24 @@ def updating(found, work: Workload):
         length=np.full(work.rows, work.length, np.int32), truncated=np.ones((work.rows, work.turns), bool)))
     correct = sharding.put_batch(mesh, np.array(work.correct(), np.float32))
 
+    @functools.cache
+    def program():
+        return Learner.reinforce.lower(
+            learner, state[0], reference, trajectory, correct, objective=kind, forks=(1,) * work.turns,
+            temperature=1.0).compile()
+
+    def warm() -> dict:
+        return {'temporary': program().memory_analysis().temp_size_in_bytes}
+
     def once() -> dict:
-        state[0], figures = learner.reinforce(
-            state[0], reference, trajectory, correct, objective=OBJECTIVE, forks=(1,) * work.turns, temperature=1.0)
-        return {'grad_norm': float(figures['grad_norm']), 'loss': float(figures['loss'])}
-    return once
+        state[0], figures = program()(state[0], reference, trajectory, correct)
+        return {'grad_norm': float(figures['grad_norm']), 'loss': float(figures['loss'])} | warm() | device_peak()
+    return once, warm
 
 
 def stepping(found, work: Workload):
     """A repetition of both. The update is that of given tokens, which cost what sampled ones would."""
-    sample, update = sampling(found, work), updating(found, work)
+    sample, (update, _) = sampling(found, work), updating(found, work)
 
     def once() -> dict:
         sampled = sample()
@@ -127,8 +143,6 @@ def collectives(found, work: Workload):
     return once
 
 
-MAKE = {'sample': sampling, 'update': updating, 'update-once': updating, 'step': stepping, 'collectives': collectives}
-
 if __name__ == '__main__':
     FOUND = worker.job()
     if FOUND.devices > 1:
@@ -136,5 +150,9 @@ if __name__ == '__main__':
     WORK = worker.workload(FOUND)
     if FOUND.variant == 'weights':
         write_weights(WORK.shape, FOUND.folder)
-    else:  # what is measured a single time is not done once before
-        worker.serve(FOUND, compiling.counted(MAKE[FOUND.variant](FOUND, WORK)), dict if 'once' in FOUND.variant else None)
+    elif 'update' in FOUND.variant:
+        ONCE, WARM = map(compiling.counted, updating(FOUND, WORK))
+        worker.serve(FOUND, ONCE, WARM if 'once' in FOUND.variant else None)
+    else:
+        MAKE = {'sample': sampling, 'step': stepping, 'collectives': collectives}
+        worker.serve(FOUND, compiling.counted(MAKE[FOUND.variant](FOUND, WORK)))

@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from benchmarks.speed import environments, table, workloads
+from benchmarks.speed import environments, measure, table, workloads
 from benchmarks.speed.sides import OURS, ROOT, SIDES
 
 _RATES = {
@@ -34,15 +34,18 @@ def markdown(found, results: dict, command: str) -> str:
         work = workloads.WORKLOADS.get(name)
         if work and found.quick:
             work = workloads.quick(work)
-        rates = limits.get('W3' if name == 'W3' else 'W1')
+        rates = limits.get(measure.limits_of(name))
         part = next(side.part for side in SIDES if side.workload == name)
         lines += table.rows(name, part, sides, table.best_limits(rates) if rates else None, work if rates else None)
+        if name == 'step':
+            lines += [(name, label, f'{value:.3g} s', '', *table.ratio(value, sides), '', '', '')
+                      for label, value in table.summed(results['workloads'])]
     if lines:
         parts += [table.sides_table(lines), '## Ratios', '\n'.join(f'- {line}' for line in ratios(results)), _READ]
     for name, rates in limits.items():
         parts += [f'## What the machine does at most, in the shapes of {name} (GFLOP/s)',
                   table.limits_table(rates, _RATES)]
-    return '\n\n'.join(parts) + '\n'
+    return '\n\n'.join([*parts, *results['notes']]) + '\n'
 
 
 def _machine(found, results) -> str:
@@ -66,12 +69,13 @@ def ratios(results: dict) -> list[str]:
     lines = []
     for name, sides in results['workloads'].items():
         ours, peers = sides[OURS], {key: value for key, value in sides.items() if key != OURS}
-        middle = table.seconds(ours)
+        middle, kept = table.seconds(ours), table.repeats(ours)
         known = {key: table.seconds(value) for key, value in peers.items() if table.seconds(value)}
-        if middle and known:
+        if name == 'devices':
+            lines += devices(sides)
+        elif middle and known:
             best = min(known, key=known.get)
             lines.append(f'{name}: {known[best] / middle:.2f} x as fast as the best other ({best})')
-        kept = table.repeats(ours)
         if kept and len(kept[0].get('turns', ())) == 2:
             turns = sorted(figures['turns'][1] / figures['turns'][0] for figures in kept)
             lines.append(f'{name}: turn 2 takes {turns[len(turns) // 2]:.3f} of the time of turn 1')
@@ -87,8 +91,19 @@ def ratios(results: dict) -> list[str]:
         again = sum(figures.get('programs', 0) for figures in kept)
         if kept and 'programs' in kept[0]:
             lines.append(f'{name}: {again} programs compiled after the first repetition')
+        lines += [f'{name}: {key} samples in {x[len(x) // 2]:.3g} s of its step' for key, value in peers.items()
+                  if (x := sorted(figures['rollout'] for figures in table.repeats(value) if 'rollout' in figures))]
         for key, value in peers.items():
             if kept and 'first' in kept[0] and table.repeats(value):
                 apart = max(abs(kept[0]['first'][k] - table.repeats(value)[0]['first'][k]) for k in kept[0]['first'])
                 lines.append(f'{name}: the figures of the first step differ by {apart:.1g} at most from those {key}')
     return lines
+
+
+def devices(sides: dict[str, list[dict]]) -> list[str]:
+    """What 8 virtual devices, which share this machine's cores, take longer than one, and what collectives explain."""
+    one, eight, alone = map(table.seconds, sides.values())
+    if not (one and eight and alone):
+        return []
+    return [f'devices: 8 virtual devices take {eight:.3g} s where one takes {one:.3g} s ({eight / one:.2f} x); what they '
+            f'tell each other takes {alone:.3g} s by itself']

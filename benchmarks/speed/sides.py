@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.speed import environments
+from benchmarks.speed import environments, workloads
 
 ROOT = environments.ROOT
 
@@ -22,6 +22,7 @@ class Side:
 
     Attributes:
       name: what the table calls it.
+      workload: a key of `workloads.WORKLOADS`, or 'W4', 'demo': the demo's step, the demo from end to end.
       part: of the step: 'rollout', 'update', 'step'.
       environment: '' is this interpreter's own.
       tree: folder whose score_jax is measured; None: this one.
@@ -72,6 +73,11 @@ SIDES = [
     _ours('devices', 'step', 'step'),
     _ours('devices', 'step', 'step', name='8 virtual devices', devices=8),
     _ours('devices', 'step', 'collectives', name='8 virtual devices, collectives alone', devices=8),
+    _ours('G1', 'rollout', 'sample'),
+    _peer('G1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried'),
+    _ours('G1-update', 'update', 'update'),
+    _peer('G1-update', 'update', 'PyTorch', 'pytorch_update', 'plain'),
+    _ours('G1-step', 'step', 'step'),
     _ours('demo', 'demo', 'whole', 'demo', once=True),
 ]
 PEERS = tuple(sorted({side.environment for side in SIDES} - {''}))
@@ -79,11 +85,10 @@ PEERS = tuple(sorted({side.environment for side in SIDES} - {''}))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How everything is measured: threads, clock, device, whether in tiny shapes."""
+    """How everything is measured: threads, clock, whether in tiny shapes, and where weights are kept."""
 
     threads: int
     clock: str
-    device: str
     quick: bool
     weights: Path
 
@@ -99,12 +104,12 @@ class Process:
         command = [
             environments.python(side.environment), '-m', side.module, f'--workload={side.workload}',
             f'--variant={side.variant}', f'--folder={weights_of(side.workload, settings)}',
-            f'--threads={settings.threads}', f'--clock={settings.clock}', f'--device={settings.device}',
+            f'--threads={settings.threads}', f'--clock={settings.clock}', f'--device={device(side.workload)}',
             f'--devices={side.devices}', *['--quick'] * settings.quick]
         self._errors = tempfile.TemporaryFile('w+')
         tree = side.tree or ROOT  # where python -m looks first; what that tree lacks of benchmarks/ is found here
         self._process = subprocess.Popen(
-            command, cwd=tree, env=environment(settings), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command, cwd=tree, env=environment(side.workload), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._errors, text=True)
         self.side, self.first = side, self._answer()
 
@@ -136,16 +141,21 @@ class Process:
         self._process.stdout.close()
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def device(workload: str) -> str:
+    """Where a workload runs."""
+    return 'gpu' if workload in workloads.GPU else 'cpu'
+
+
+def environment(workload: str) -> dict[str, str]:
     """Environment variables of every side."""
     return os.environ | {
-        'PYTHONPATH': str(ROOT), 'TOKENIZERS_PARALLELISM': 'false', 'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_VERBOSITY': 'error',
-        'JAX_PLATFORMS': 'cuda' if settings.device == 'gpu' else 'cpu'}
+        'PYTHONPATH': str(ROOT), 'TOKENIZERS_PARALLELISM': 'false', 'HF_HUB_OFFLINE': '1',
+        'TRANSFORMERS_VERBOSITY': 'error', 'JAX_PLATFORMS': 'cuda' if device(workload) == 'gpu' else 'cpu'}
 
 
 def weights_of(workload: str, settings: Settings) -> Path:
     """The folder of a workload's weights."""
-    shape = workload if workload in ('memory', 'G1') else 'W1'
+    shape = 'G1' if device(workload) == 'gpu' else 'memory' if workload == 'memory' else 'W1'
     return settings.weights / (f'quick-{shape}' if settings.quick else shape)
 
 
@@ -156,7 +166,8 @@ def write_weights(workload: str, settings: Settings) -> None:
         subprocess.run([
             sys.executable, '-m', 'benchmarks.speed.ours', f'--workload={workload}', '--variant=weights',
             f'--folder={folder}', f'--threads={settings.threads}', f'--clock={settings.clock}',
-            *['--quick'] * settings.quick], cwd=ROOT, env=environment(settings), check=True, stdout=subprocess.DEVNULL)
+            *['--quick'] * settings.quick], cwd=ROOT, env=environment('W1'), check=True,
+            stdout=subprocess.DEVNULL)
 
 
 def alternate(sides: list[Side], repeats: int, settings: Settings, say) -> dict[str, list[dict]]:

@@ -57,7 +57,7 @@ def _share(value: float | None) -> str:
 
 def rows(workload: str, part: str, found: dict[str, list[dict]], limits, work: workloads.Workload | None) -> list[tuple]:
     """One of each side; rollouts as tokens a second, all else as seconds."""
-    made, ours = [], seconds(found[OURS])
+    made = []
     least = limit_seconds(part, limits, work) if work else None
     for name, figures in found.items():
         middle = seconds(figures)
@@ -73,14 +73,32 @@ def rows(workload: str, part: str, found: dict[str, list[dict]], limits, work: w
         made.append((
             workload, name, f'{_number(statistics.median(values))} {unit}',
             f'{_number(min(values))} to {_number(max(values))}',
-            '' if name == OURS or not ours else f'{middle / ours:.2f} x',
+            *(('',) if name == OURS else ratio(middle, found)),
             _share(least / middle if least else None),
             f'{max(x["peak"] for x in kept) / GIB:.2f} GiB',
-            '' if compiled is None else f'{compiled:.1f} s'))
+            f'{compiled:.1f} s' if compiled else ''))
     if least and part == 'rollout':
         made.append((workload, 'the limit', f'{_number(work.sampled / least)} tokens/s', *[''] * 5))
     elif least:
         made.append((workload, 'the limit', f'{_number(least)} s', *[''] * 5))
+    return made
+
+
+def ratio(value: float, found: dict[str, list[dict]]) -> tuple[str, ...]:
+    """The cell that says how much longer it takes than score_jax."""
+    ours = seconds(found.get(OURS, [{}]))
+    return (f'{value / ours:.2f} x' if ours else '',)
+
+
+def summed(figures: dict[str, dict[str, list[dict]]]) -> list[tuple[str, float]]:
+    """Whole steps of those that have none of their own: their best rollout in W1 and their best update in W2."""
+    made = []
+    for label, rollout, update in (('transformers and PyTorch', 'transformers', 'PyTorch'), ('Tunix', 'Tunix', 'Tunix')):
+        best = [min((seconds(found) for name, found in figures.get(workload, {}).items()
+                     if name.startswith(start) and seconds(found)), default=None)
+                for workload, start in (('W1', rollout), ('W2', update))]
+        if all(best):
+            made.append((f'{label}, W1 + W2', sum(best)))
     return made
 
 

@@ -63,6 +63,7 @@ class Workload:
     Attributes:
       stops: whether rows end at lengths that lie evenly between 16 and `longest`, in random order; else none ends.
       head_chunk: columns that the learner's head works on at a time.
+      parts: of the rows, whose gradients are added up one after another.
     """
 
     shape: Shape
@@ -73,6 +74,7 @@ class Workload:
     instruction: int = 16
     stops: bool = False
     head_chunk: int = 64
+    parts: int = 1
 
     @property
     def length(self) -> int:
@@ -126,6 +128,7 @@ QWEN = Shape(
     vocab_size=151_936, width=1536, layers=28, heads=12, kv_heads=2, head_dim=128, mlp=8960, dtype='bfloat16')
 TINY = Shape(vocab_size=64, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=24)
 
+GPU = ('G1', 'G1-update', 'G1-step')
 WORKLOADS = {
     'W1': Workload(shape=SMALL, rows=32, prompt=64, longest=128),
     'W2': Workload(shape=SMALL, rows=32, prompt=64, longest=128),
@@ -133,7 +136,7 @@ WORKLOADS = {
     'devices': Workload(shape=SMALL, rows=32, prompt=64, longest=32),
     'W3': Workload(shape=SMALL, rows=64, prompt=32, longest=512, turns=1, instruction=0, stops=True),
     'memory': Workload(shape=WIDE, rows=8, prompt=256, longest=888),
-    'G1': Workload(shape=QWEN, rows=256, prompt=256, longest=512),
+    **dict.fromkeys(GPU, Workload(shape=QWEN, rows=256, prompt=256, longest=512, parts=32)),
 }
 
 
@@ -141,7 +144,8 @@ def quick(workload: Workload) -> Workload:
     """The same in a second: to see that all of it runs."""
     return dataclasses.replace(
         workload, shape=dataclasses.replace(TINY, dtype=workload.shape.dtype), rows=8, prompt=8,
-        longest=24 if workload.stops else 8, instruction=min(workload.instruction, 4), head_chunk=8)
+        longest=24 if workload.stops else 8, instruction=min(workload.instruction, 4), head_chunk=8,
+        parts=min(workload.parts, 2))
 
 
 def rollout_flops(work: Workload) -> dict[str, float]:

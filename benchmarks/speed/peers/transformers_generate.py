@@ -57,7 +57,8 @@ def sampling(found, work: Workload):
             times.append(clock())
         sampled = tokens.shape[1] - work.prompt - (turns - 1) * work.instruction
         assert sampled == turns * work.longest, sampled
-        return {'tokens': work.sampled, 'turns': [b - a for a, b in zip(times, times[1:])]}
+        peak = {'peak': torch.cuda.max_memory_allocated()} if device == 'cuda' else {}
+        return {'tokens': work.sampled, 'turns': [b - a for a, b in zip(times, times[1:])]} | peak
 
     def warm() -> dict:
         if 'compiled' in found.variant:
