@@ -16,7 +16,7 @@ from score_jax.learner import Learner, MemoryConfig
 from score_jax.optimizer import OptimizerConfig
 from score_jax.trajectory import Trajectory
 
-CHUNK = 64  # of the rollout
+CHUNK = 32  # of the rollout
 OBJECTIVES = {estimator: objective.resolve(
     'stage2', turns=2, gamma=0.0, kl_estimator=estimator, baseline='batch_mean', adaptive_beta2=0.0,
     allow_gamma_hack=False, alpha=10.0, beta1=0.1) for estimator in objective.KL_ESTIMATORS}

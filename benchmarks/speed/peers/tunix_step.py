@@ -109,10 +109,17 @@ def updating(found, work: Workload):
             ref_per_token_logps=scores, old_per_token_logps=None)], None, False)
         jax.block_until_ready(jax.tree.leaves(trainer.nnx.state(policy)))
         return {'loss': float(np.asarray(learner._prev_buffered_train_metrics.losses[0]))}
-    return once
+
+    def warm() -> dict:  # its step is compiled twice: the optimiser's state comes back with other shardings
+        once()
+        return once()
+    return once, warm
 
 
 if __name__ == '__main__':
     FOUND = worker.job()
-    MAKE = {'sample': sampling, 'update': updating}[FOUND.variant]
-    worker.serve(FOUND, compiling.counted(MAKE(FOUND, worker.workload(FOUND))))
+    WORK = worker.workload(FOUND)
+    if FOUND.variant == 'sample':
+        worker.serve(FOUND, compiling.counted(sampling(FOUND, WORK)))
+    else:
+        worker.serve(FOUND, *map(compiling.counted, updating(FOUND, WORK)))
