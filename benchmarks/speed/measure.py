@@ -38,8 +38,7 @@ def everything(found, say) -> dict:
                 those += [dataclasses.replace(those[0], name=f'at {found.baseline}', tree=tree)] if tree else []
             else:
                 sides.write_weights(name, settings)
-            few = 1 if those[0].once else found.repeats
-            figures[name] = sides.alternate(those, few, settings, say)
+            figures[name] = sides.alternate(those, found.repeats, settings, say)
     return {'limits': limits, 'workloads': figures, 'notes': notes, 'minutes': (time.monotonic() - began) / 60,
             'peers': sorted(peers)}
 

@@ -34,7 +34,7 @@ def markdown(found, results: dict, command: str) -> str:
         work = workloads.WORKLOADS.get(name)
         if work and found.quick:
             work = workloads.quick(work)
-        rates = limits.get(measure.limits_of(name))
+        rates = limits.get(measure.limits_of(name)) if name != 'devices' else None
         part = next(side.part for side in SIDES if side.workload == name)
         lines += table.rows(name, part, sides, table.best_limits(rates) if rates else None, work if rates else None)
         if name == 'step':
@@ -84,10 +84,10 @@ def ratios(results: dict) -> list[str]:
                       if table.repeats(value)}
             own = max(x['peak'] for x in kept)
             lines += [f'{name}: {own / value:.2f} of the peak memory of {key}' for key, value in memory.items()]
-            norms = {key: table.repeats(value)[0].get('grad_norm') for key, value in sides.items()
-                     if table.repeats(value)}
-            lines.append(f'{name}: norm of the gradient by side: '
-                         + ', '.join(f'{key} {norm:.4g}' for key, norm in norms.items() if norm))
+            norms = {key: next((x['grad_norm'] for x in value if 'grad_norm' in x), None)
+                     for key, value in sides.items()}
+            lines.append(f'{name}: norm of the gradient on the first weights: '
+                         + ', '.join(f'{key} {norm:.5g}' for key, norm in norms.items() if norm))
         again = sum(figures.get('programs', 0) for figures in kept)
         if kept and 'programs' in kept[0]:
             lines.append(f'{name}: {again} programs compiled after the first repetition')

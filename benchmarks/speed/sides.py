@@ -26,7 +26,7 @@ class Side:
       part: of the step: 'rollout', 'update', 'step'.
       environment: '' is this interpreter's own.
       tree: folder whose score_jax is measured; None: this one.
-      once: it is measured a single time.
+      most: repetitions of it at most, where one takes long.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Side:
     environment: str = ''
     devices: int = 1
     tree: Path | None = None
-    once: bool = False
+    most: int = 99
 
 
 OURS = 'score_jax'
@@ -48,10 +48,11 @@ def _ours(workload: str, part: str, variant: str, module: str = 'ours', name: st
         name=name, workload=workload, part=part, module=f'benchmarks.speed.{module}', variant=variant, **more)
 
 
-def _peer(workload: str, part: str, name: str, module: str, variant: str = '', environment: str = 'transformers') -> Side:
+def _peer(
+    workload: str, part: str, name: str, module: str, variant: str, environment: str = 'transformers', **more) -> Side:
     return Side(
         name=name, workload=workload, part=part, module=f'benchmarks.speed.peers.{module}', variant=variant,
-        environment=environment)
+        environment=environment, **more)
 
 
 SIDES = [
@@ -62,23 +63,23 @@ SIDES = [
     _ours('W2', 'update', 'update'),
     _peer('W2', 'update', 'PyTorch', 'pytorch_update', 'plain'),
     _peer('W2', 'update', 'PyTorch, torch.compile', 'pytorch_update', 'compiled'),
-    _peer('W2', 'update', 'Tunix', 'tunix_step', 'update', 'tunix'),
-    _ours('step', 'step', 'step'),
-    _peer('step', 'step', 'TRL', 'trl_step', '', 'trl'),
+    _peer('W2', 'update', 'Tunix', 'tunix_step', 'update', 'tunix', most=1),
+    _ours('step', 'step', 'step', most=2),
+    _peer('step', 'step', 'TRL', 'trl_step', '', 'trl', most=2),
     _ours('W3', 'rollout', 'sample'),
-    _peer('W3', 'rollout', 'transformers', 'transformers_generate', 'carried'),
-    _peer('W3', 'rollout', 'Tunix', 'tunix_step', 'sample', 'tunix'),
+    _peer('W3', 'rollout', 'transformers', 'transformers_generate', 'carried', most=2),
+    _peer('W3', 'rollout', 'Tunix', 'tunix_step', 'sample', 'tunix', most=1),
     _ours('W4', 'demo', 'steps', 'demo'),
-    _ours('memory', 'update', 'update-once', once=True),
-    _ours('devices', 'step', 'step'),
-    _ours('devices', 'step', 'step', name='8 virtual devices', devices=8),
+    _ours('memory', 'update', 'update-once', most=1),
+    _ours('devices', 'step', 'step', most=2),
+    _ours('devices', 'step', 'step', name='8 virtual devices', devices=8, most=2),
     _ours('devices', 'step', 'collectives', name='8 virtual devices, collectives alone', devices=8),
     _ours('G1', 'rollout', 'sample'),
     _peer('G1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried'),
     _ours('G1-update', 'update', 'update'),
     _peer('G1-update', 'update', 'PyTorch', 'pytorch_update', 'plain'),
     _ours('G1-step', 'step', 'step'),
-    _ours('demo', 'demo', 'whole', 'demo', once=True),
+    _ours('demo', 'demo', 'whole', 'demo', most=1),
 ]
 PEERS = tuple(sorted({side.environment for side in SIDES} - {''}))
 
@@ -182,7 +183,7 @@ def alternate(sides: list[Side], repeats: int, settings: Settings, say) -> dict[
             found[side.name].append({'failed': str(error)})
     try:
         for number in range(repeats):
-            for process in list(ready):
+            for process in [process for process in ready if number < process.side.most]:
                 say(f'{process.side.workload}: {process.side.name}, {number + 1} of {repeats}')
                 try:
                     found[process.side.name].append(process.repeat())

@@ -123,7 +123,7 @@ class Workload:
 
 
 SMALL = Shape(vocab_size=32_768, width=512, layers=8, heads=8, kv_heads=2, head_dim=64, mlp=1536)
-WIDE = dataclasses.replace(SMALL, vocab_size=151_936)
+WIDE = dataclasses.replace(SMALL, vocab_size=151_936, width=256, layers=2, mlp=768)
 QWEN = Shape(
     vocab_size=151_936, width=1536, layers=28, heads=12, kv_heads=2, head_dim=128, mlp=8960, dtype='bfloat16')
 TINY = Shape(vocab_size=64, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=24)
