@@ -1,0 +1,1 @@
+"""The speed of a two-turn step beside its peers; `python benchmarks/run.py` runs it."""

@@ -1,0 +1,96 @@
+"""The benchmark of a step: what it counts is what there is, sides take turns, and its page is complete."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.speed import sides, table, workloads
+from score_jax import model
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = workloads.WORKLOADS
+
+
+def rows_of(page: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in page.splitlines() if line.startswith('|')]
+
+
+def test_the_program_writes_a_page_without_gaps(tmp_path):
+    done = subprocess.run(
+        [sys.executable, 'benchmarks/run.py', '--quick', '--peers=', '--only=W1,G1', '--repeats=1', '--threads=1',
+         '--baseline=', f'--out={tmp_path / "page.md"}', f'--weights={tmp_path / "weights"}'], cwd=ROOT,
+        capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / 'page.md').read_text()
+    assert done.stdout.strip() == page.strip()
+    ours, limit = [row for row in rows_of(page) if row[0] == 'W1']
+    assert ours[1] == 'score_jax' and all(re.search(r'\d', cell) for cell in (ours[2], ours[3], *ours[5:]))
+    assert limit[1] == 'the limit' and limit[2].endswith('tokens/s')
+    rates = [row for row in rows_of(page) if row[0] in ('layers, many tokens', 'reading memory (GB/s)')]
+    assert len(rates) == 2 and all(float(row[-1].strip('*')) == max(map(float, row[1:-1])) > 0 for row in rates)
+    assert '- W1: 0 programs compiled after the first repetition' in page and 'turn 2 takes' in page
+    if subprocess.run(['sh', '-c', 'command -v nvidia-smi'], capture_output=True).returncode:
+        assert 'needs an NVIDIA GPU, and there is none here' in page
+
+
+def test_a_workload_that_is_none_is_refused():
+    done = subprocess.run(
+        [sys.executable, 'benchmarks/run.py', '--only=W9'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and '--only: W9 is none of limits, W1' in done.stderr
+
+
+def test_weights_are_counted_as_they_are_declared():
+    shape = workloads.SMALL
+    config = model.ModelConfig(
+        vocab_size=shape.vocab_size, width=shape.width, layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim, mlp=shape.mlp, tied=True, rope_base=1e6, norm_eps=1e-6, dtype='float32')
+    declared = jax.tree.leaves(model.declare(config), is_leaf=lambda x: hasattr(x, 'stddev'))
+    products = sum(np.prod(p.shape) for p in declared if p.stddev)
+    assert shape.body + shape.head == products
+
+
+def test_a_ragged_batch_ends_evenly_in_random_order():
+    stops = WORK['W3'].stop_at
+    assert sorted(stops) != stops and len(stops) == 64 and min(stops) == 16 and max(stops) == 512
+    assert set(np.diff(sorted(stops))) == {7, 8}
+    assert WORK['W3'].sampled == sum(stops) == 64 * 264
+
+
+def test_attention_is_counted_token_by_token():
+    work, shape = WORK['W1'], workloads.SMALL
+    by_hand = sum(2 * 2 * shape.layers * shape.heads * shape.head_dim * (position + 1) for position in range(336))
+    flops = workloads.rollout_flops(work)
+    assert flops['prefill'] - 2 * 32 * (64 + 16) * shape.body == pytest.approx(32 * by_hand)
+    assert flops['decode head'] == 2 * 32 * 256 * 512 * 32768
+    assert sum(workloads.update_flops(work).values()) == pytest.approx(
+        4 * (2 * 32 * (336 * shape.body + 256 * shape.head) + 32 * by_hand))
+
+
+def test_sides_take_turns_and_one_that_fails_is_reported(tmp_path, monkeypatch):
+    """Each says in a file that all share when it was at work."""
+    (tmp_path / 'a_side.py').write_text(
+        'import json, sys\n'
+        'name = sys.argv[2].removeprefix("--variant=")\n'
+        'for n in range(9):\n'
+        '    if n and not sys.stdin.readline(): break\n'
+        '    if name == "bad" and n == 2: sys.exit("no more")\n'
+        '    open("order", "a").write(name + " ")\n'
+        '    print(json.dumps({"seconds": n + 1.0, "peak": 2**30}), flush=True)\n')
+
+    def side(name):
+        return sides.Side(
+            name=name, workload='W1', part='update', module='a_side', variant=name, tree=tmp_path)
+    monkeypatch.setattr(sides.environments, 'python', lambda name: sys.executable)
+    settings = sides.Settings(threads=1, clock='wall', quick=True, weights=tmp_path)
+    found = sides.alternate([side('a'), side('bad'), side('c')], 3, settings, lambda line: None)
+    assert (tmp_path / 'order').read_text().split() == 'a bad c a bad c a c a c'.split()
+    assert [x['seconds'] for x in found['a']] == [1, 2, 3, 4] and found['bad'][-1]['failed'] == 'no more'
+    assert table.seconds(found['a']) == 3 and table.seconds(found['bad']) == 2
+    page = table.sides_table(table.rows('W1', 'update', {'score_jax': found['a'], **found}, None, None))
+    assert json.dumps(rows_of(page)[2][2:4]) == '["3 s", "2 to 4"]'
