@@ -32,12 +32,12 @@ class Streamed:
 
 
 def made(x: jax.Array | Streamed) -> jax.Array:
-    """The array itself."""
+    """The array `[...]` itself."""
     return x.load() if isinstance(x, Streamed) else x
 
 
 def save_args(tree: dict[str, jax.Array | Streamed]) -> dict[str, ocp.SaveArgs]:
-    """What is to come is stored in pieces, so that neither writing nor reading holds it twice."""
+    """For arrays `[...]` by name: what is to come is stored in pieces, so that writing and reading hold few of them."""
     return {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES if isinstance(x, Streamed) else None)
             for name, x in tree.items()}
 
