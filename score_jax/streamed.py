@@ -14,7 +14,13 @@ _CHUNK_BYTES = 1 << 26
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Streamed:
-    """An array to come: `load` makes it anew at each call, of `shape` and `dtype`."""
+    """An array to come.
+
+    Attributes:
+      shape: that it will have.
+      dtype: that it will have.
+      load: makes it, `[*shape]`, anew at each call.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
