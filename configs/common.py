@@ -90,7 +90,7 @@ def training(stage: str) -> ConfigDict:
     config.memory = ConfigDict(dict(  # docs/memory.md says what each of them saves
         params='float32',  # type of the parameters that are trained and, with LoRA, of the base; or 'bfloat16'
         moments='float32',  # type of Adam's two moments; or 'bfloat16'
-        remat='products',  # what the backward pass finds kept of a layer: 'everything', 'products', 'nothing', or 'auto'
+        remat='products',  # kept of a layer for the backward pass: 'everything', 'products' or 'nothing'; or 'auto'
         accumulate=1,  # parts of the batch whose gradients are added up one after another; 0: as few as fit the memory
     ))
     config.log_every = 25  # steps between two lines on the terminal

@@ -221,7 +221,8 @@ def choose(
 
 
 def pack(lengths, width: int) -> tuple[np.ndarray, int]:
-    """Where each row begins when rows of `lengths` lie behind each other in rows of `width`, and how many those are.
+    """Where each row begins, `[B]`, when rows of `lengths [B]` lie behind each other in rows of `width`, and how many
+    those are.
 
     The longest first, each into the first row that has room: at most 11/9 of the fewest that would do, and one.
     """

@@ -199,8 +199,8 @@ def gradient_in_parts(scorer, loss, params, batch, *, problems: int, parts: int,
     Args:
       loss: `TokenStatistics [B, T] -> (value, metrics)`.
       batch: arrays `[B, ...]`, B / problems rows of each problem side by side.
-      first_pass: whether a token's derivatives depend on the statistics of other rows or of earlier tokens. All are then
-        computed once before.
+      first_pass: whether a token's derivatives depend on the statistics of other rows or of earlier tokens. All are
+        then computed once before.
 
     Returns:
       the gradient, and metrics.

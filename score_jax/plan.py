@@ -26,7 +26,8 @@ from score_jax.trajectory import Trajectory
 # Arrays of [rows, vocabulary] in float32 that are there at once, counted in what is compiled.
 _SAMPLING_COPIES = 4  # logits, their law, its probabilities and their sums
 _HEAD_COPIES = 4  # logits of policy and reference, weights of the policy's law, and what is pulled back to them
-# Arrays of [heads, queries, slots] in float32 in the backward pass of a block of attention: scores, weights, and what comes back.
+# Arrays of [heads, queries, slots] in float32 in the backward pass of a block of attention: scores, weights, and what
+# comes back.
 _SCORE_COPIES = 4
 _USABLE = 0.85  # of a device's memory, by plan: the rest is for what the plan does not know of
 

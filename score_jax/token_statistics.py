@@ -5,9 +5,9 @@ sampled token follows, to no others; to `chunk` of them at a time; and once: as 
 its derivatives go back through the same logits, which are then forgotten. No array of `[B, T, V]` exists, and nothing
 is computed again.
 
-That takes a loss whose derivatives by a token's statistics depend on those of later tokens alone, since chunks are taken
-from the last to the first. So it is with the exact KL: what a token does to the KL still to come in its turn is known
-when the token is reached. Where they depend on all tokens (the log-ratios in the reward), `first_pass` gathers the
+That takes a loss whose derivatives by a token's statistics depend on those of later tokens alone, since chunks are
+taken from the last to the first. So it is with the exact KL: what a token does to the KL still to come in its turn is
+known when the token is reached. Where they depend on all tokens (the log-ratios in the reward), `first_pass` gathers the
 statistics of all before, at the price of the logits once more.
 
 Letters: B rows, T tokens, G shards of the batch, M places for sampled tokens in a shard, m of a chunk, D width,
@@ -30,7 +30,7 @@ from score_jax.sharding import spread
 
 @flax.struct.dataclass
 class TokenStatistics:
-    """For each token what the law that it was drawn from says; 0 where a token was not sampled."""
+    """For each token `[B, T]` what the law that it was drawn from says; 0 where a token was not sampled."""
 
     log_probs: jax.Array
     reference_log_probs: jax.Array  # the policy's own without a reference
@@ -59,7 +59,8 @@ def _of_logits(logits, reference_logits, tokens):
     entropy = norm - jnp.sum(weights * logits, axis=-1) / total
     log_probs = taken(logits) - norm
     if reference_logits is None:
-        return TokenStatistics(log_probs, log_probs, entropy, jnp.zeros_like(norm)), (logits, None, tokens, norm, entropy)
+        stats = TokenStatistics(log_probs, log_probs, entropy, jnp.zeros_like(norm))
+        return stats, (logits, None, tokens, norm, entropy)
     reference_norm = jax.nn.logsumexp(reference_logits, axis=-1)
     shift = jnp.sum(weights * (logits - reference_logits), axis=-1) / total  # the mean of the two logits' difference
     stats = TokenStatistics(

@@ -20,7 +20,8 @@ ALL = Trajectory(
 
 
 def scorer(config=CONFIG, chunk=4, temperature=1.0, reference=None, shards=1) -> Scorer:
-    return Scorer(Head(config, shards, temperature, chunk), 'products', lambda params: params, jax.tree.map(jnp.asarray, reference))
+    reference = jax.tree.map(jnp.asarray, reference)
+    return Scorer(Head(config, shards, temperature, chunk), 'products', lambda params: params, reference)
 
 
 def plain(params, reference, trajectory, config, temperature):
@@ -64,7 +65,8 @@ def test_derivatives_by_logits_are_those_of_the_formulas(with_reference):
         other = jax.nn.log_softmax(reference) if with_reference else law
         probs = jnp.exp(law)
         return TokenStatistics(
-            law[np.arange(6), tokens], other[np.arange(6), tokens], -(probs * law).sum(1), (probs * (law - other)).sum(1))
+            law[np.arange(6), tokens], other[np.arange(6), tokens], -(probs * law).sum(1),
+            (probs * (law - other)).sum(1))
 
     def weighed(statistics):
         return lambda logits: sum(w @ x for w, x in zip(weights, jax.tree.leaves(statistics(logits))))
