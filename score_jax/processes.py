@@ -108,11 +108,12 @@ def gather(value: Value) -> list[Value]:
     """What every process has, by their number; each of them must call it."""
     if not several():
         return [value]
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    data = np.frombuffer(pickle.dumps((jax.process_index(), value)), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size])).ravel()
     room = 1 << (int(sizes.max()) - 1).bit_length()  # a power of two, as each size is compiled for
     rows = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+    found = dict(pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes))
+    return [found[process] for process in sorted(found)]
 
 
 def agree(value: Value) -> Value:
