@@ -145,6 +145,7 @@ def disturb(run: Run, rng: random.Random, counts: collections.Counter) -> None:
     except ProcessLookupError:
         return
     counts[f'{kind}, {moment}'] += 1
+    print(f'{kind} of process {run.processes.index(process)}, {moment}, after steps {run.lines()}', flush=True)
     if kind == 'worker':
         run.await_step()
     else:

@@ -245,8 +245,10 @@ class Checkpoints:
         target, reason = {name: like.update(sharding=sharding)}, None
         try:
             # Without the barriers of a `Checkpointer`, at which the others would wait for one that cannot read.
-            array = ocp.PyTreeCheckpointHandler().restore(self.directory / str(step) / 'state', args=ocp.args.PyTreeRestore(
-                target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True))[name]
+            array = ocp.PyTreeCheckpointHandler().restore(
+                self.directory / str(step) / 'state', args=ocp.args.PyTreeRestore(
+                    target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                    partial_restore=True))[name]
             if not isinstance(array, jax.Array):  # Orbax returns the target where its own metadata has no such name
                 reason = f'{name} is missing'
         except (jax.errors.JaxRuntimeError, MemoryError):

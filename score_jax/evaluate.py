@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    checkpoint, grading, hf, metrics, model, processes, progress, report, rollout, scaling, settings, sharding, sources, tasks)
+    checkpoint, grading, hf, metrics, model, processes, progress, report, rollout, scaling, settings, sharding, sources,
+    tasks)
 from score_jax.baselines import self_refine
 from score_jax.baselines.self_refine import SelfRefineConfig
 from score_jax.errors import UserError

@@ -89,7 +89,8 @@ class StopSignals:
                 os._exit(128 + heard[0])
             second = True
             self._note(heard[0])
-            progress.say_here(f'{self._stage}: {self.received.name}: finishes this step and saves; another ends at once')
+            progress.say_here(
+                f'{self._stage}: {self.received.name}: finishes this step and saves; another ends at once')
         os.close(reader)
 
 

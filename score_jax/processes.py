@@ -25,7 +25,7 @@ _HEARTBEAT = 60  # seconds without a sign of life after which a process counts a
 _CONNECT = 300  # seconds in which all processes must have started
 _TOGETHER = 5  # seconds in which processes that end for the same reason wait for each other
 # What gloo, gRPC and the coordination service say of another process that does not answer.
-_GONE = re.compile(r'Gloo|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|coordination service|heartbeat', re.IGNORECASE)
+_GONE = re.compile('gloo|unavailable|deadline_exceeded|aborted|cancelled|coordination service|heartbeat', re.IGNORECASE)
 
 Value = TypeVar('Value')
 
@@ -63,7 +63,8 @@ def start(processes: str, process: int | None, coordinator: str) -> None:
             f'the processes cannot be connected ({str(error).splitlines()[0]}); is the port of --coordinator free?'
         ) from error
     progress.of(jax.process_index())
-    progress.say(f'{jax.process_count()} processes with {jax.local_device_count()} of {jax.device_count()} devices each')
+    progress.say(
+        f'{jax.process_count()} processes with {jax.local_device_count()} of the {jax.device_count()} devices each')
 
 
 def _read(processes: str, process: int | None, coordinator: str) -> dict[str, Any]:
@@ -87,8 +88,8 @@ def _read(processes: str, process: int | None, coordinator: str) -> dict[str, An
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdecimal():
         raise UserError(
-            f'--coordinator is {coordinator!r}; it must be HOST:PORT of process 0, such as 127.0.0.1:12345, the same for '
-            'all processes.')
+            f'--coordinator is {coordinator!r}; it must be HOST:PORT of process 0, such as 127.0.0.1:12345, the same '
+            'for all processes.')
     return {
         'coordinator_address': coordinator, 'num_processes': count, 'process_id': process,
         'cluster_detection_method': 'deactivate'}
@@ -108,11 +109,12 @@ def gather(value: Value) -> list[Value]:
     """What every process has, by their number; each of them must call it."""
     if not several():
         return [value]
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    data = np.frombuffer(pickle.dumps((jax.process_index(), value)), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size])).ravel()
     room = 1 << (int(sizes.max()) - 1).bit_length()  # a power of two, as each size is compiled for
     rows = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+    found = dict(pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes))
+    return [found[process] for process in sorted(found)]
 
 
 def agree(value: Value) -> Value:

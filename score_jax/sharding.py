@@ -133,7 +133,7 @@ def to_host(tree):
 
 
 def own_problems(mesh: Mesh, count: int) -> np.ndarray:
-    """Which of `count` problems, divided over the data axes, this process reads and grades; each has one such process.
+    """Which of `count` problems, divided over the data axes, this process reads and grades, `[n]`; each has one such.
 
     Processes that share a part of the batch, as the axis `model` reaches over several, divide it among them.
     """

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import mesh_of
 
 from score_jax import grading, tasks
 from score_jax.grading import Attempt, Grader

@@ -67,7 +67,7 @@ def await_lines(run: list[subprocess.Popen], path: Path, count: int) -> None:
 def alone(tmp_path_factory) -> Path:
     """The folder of a stage of one process."""
     workdir = tmp_path_factory.mktemp('alone')
-    codes, outputs = finish(start([*WORDS, f'--workdir={workdir}'], 1))
+    codes, outputs = finish(start([*WORDS, f'--workdir={workdir}'], 1, workdir / 'compiled'))
     assert codes == [0], outputs
     return workdir / 'stage1'
 
@@ -119,7 +119,7 @@ def test_two_processes_do_what_one_does(alone, two):
 def test_one_process_goes_on_where_two_were(alone, two, tmp_path):
     copy = shutil.copytree(two, tmp_path / 'stage1')
     shutil.rmtree(copy / f'checkpoints/{STEPS}')
-    codes, outputs = finish(start([*WORDS, f'--workdir={tmp_path}'], 1, two.parent / 'compiled'))
+    codes, outputs = finish(start([*WORDS, f'--workdir={tmp_path}'], 1, alone.parent / 'compiled'))
     assert codes == [0] and 'goes on after step' in outputs[0], outputs
     assert (copy / 'samples.jsonl').read_text() == (two / 'samples.jsonl').read_text()
     check_close(copy, two)
