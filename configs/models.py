@@ -3,8 +3,9 @@
 The directory is that of a Hugging Face model tuned to chat; for one that was not, add `--config.chat=''`. What the
 paper gives is the paper's (optimiser, learning rate, steps, batch, alpha, beta1, beta2, temperature): of its steps each
 stage has half, and its batch counts rollouts. The rest is not given there: groups, lengths, warm-up.
-An update works on as many parts of the batch as fit the devices' memory (`config.memory.accumulate`). The models of 7 and 9 billion
-parameters are laid out for devices of 16 GB: 64 of them or more, or 8 for adapters (`-lora`); docs/scale.md has the proofs.
+An update works on the batch in as few parts as fit the devices' memory (`config.memory.accumulate`). The models of 7
+and 9 billion parameters are laid out for devices of 16 GB: 64 of them or more, or 8 for adapters (`-lora`);
+docs/scale.md has the proofs.
 """
 
 from configs import tasks

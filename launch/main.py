@@ -40,7 +40,8 @@ def parse(argv):
 
     The section `mesh` itself may be given a name: `--config.mesh=v5p-128` is `--config.mesh.name=v5p-128`.
     """
-    argv[:] = [re.sub(r'^(--?config(?:\.\w+)*\.mesh)=(?!\{)', r'\1.name=', word) for word in argv]  # the flag of configs reads sys.argv
+    # In place: what reads the flags of configs looks at sys.argv.
+    argv[:] = [re.sub(r'^(--?config(?:\.\w+)*\.mesh)=(?!\{)', r'\1.name=', word) for word in argv]
     try:
         rest = app.parse_flags_with_usage(argv)
         _CONFIG.value.get('kind')

@@ -4,9 +4,9 @@
 #   bash launch/tpu_pod.sh NAME --type=v5litepod-64 --zone=us-west4-a --bucket=BUCKET [--spot] -- \
 #     --config=configs/stage1.py:math-gemma2-9b --config.pretrained=/bucket/gemma-2-9b-it --workdir=/bucket/runs/mine
 #
-# It asks for the slice (a queued resource, so it waits its turn), sets the workers up, mounts the bucket at /bucket and
-# starts one process on each. Exit code 75 (a signal, the state is saved), 137 and a slice that is gone mean: again. What
-# is committed (git HEAD) is what runs. The slice stays when the run is done; `bash launch/tpu_pod.sh NAME --delete
+# It asks for the slice (a queued resource, so it waits its turn), sets the workers up, mounts the bucket at /bucket,
+# and starts a process on each. Exit code 75 (a signal, the state is saved), 137 and a slice that is gone mean: again.
+# What is committed (git HEAD) is what runs. The slice stays when the run is done; `bash launch/tpu_pod.sh NAME --delete
 # --zone=ZONE` gives it back. Needs gcloud with a project, and must keep running itself: in tmux, or on a small VM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -81,8 +81,9 @@ set_up() { # the code, its environment, and the bucket; what is there already st
   on all 'set -e
 mkdir -p score_jax && tar xzf score_jax.tar.gz -C score_jax
 if ! command -v gcsfuse >/dev/null; then
-  echo "deb https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
-  curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /etc/apt/trusted.gpg.d/gcsfuse.asc >/dev/null
+  packages=https://packages.cloud.google.com/apt
+  curl -fsS $packages/doc/apt-key.gpg | sudo tee /etc/apt/trusted.gpg.d/gcsfuse.asc >/dev/null
+  echo "deb $packages gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
   sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse python3.11-venv
 fi
 sudo mkdir -p /bucket && sudo chown "$USER" /bucket
@@ -92,8 +93,8 @@ PYTHON=python3.11 bash -c ". launch/environment.sh; environment -r requirements.
 }
 
 run() { # prints the exit code of the run; nothing where the workers cannot be reached
-  local command="cd score_jax && rm -f exit_code && { .venv/bin/python launch/main.py --processes=auto $*; echo \$? > exit_code; }"
-  on all "$command" >&2 || true
+  local main=".venv/bin/python launch/main.py --processes=auto $*"
+  on all "cd score_jax && rm -f exit_code && { $main; echo \$? > exit_code; }" >&2 || true
   on 0 'cat score_jax/exit_code' 2>/dev/null || true
 }
 
@@ -106,7 +107,9 @@ while true; do
   fi
   code=$(run "$(printf '%q ' "$@")")
   case $code in
-    75 | 137 | '') echo "tpu_pod.sh: stopped (${code:-no answer}, $name is $(state)); it goes on from its last checkpoint" ;;
+    75 | 137 | '')
+      echo "tpu_pod.sh: stopped (${code:-no answer}, $name is $(state)); it goes on from its last checkpoint"
+      ;;
     *) exit "$code" ;;
   esac
   sleep "$poll"

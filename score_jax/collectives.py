@@ -1,7 +1,7 @@
 """What devices send each other in a compiled program: counted in its text, loops as often as they run.
 
-The text is that of `Compiled.as_text()`: computations that call each other, of which a loop over layers says how often it
-runs. A loop that does not (over the tokens of a response, or over chunks of what was sampled) counts once.
+The text is that of `Compiled.as_text()`: computations that call each other, of which a loop over layers says how often
+it runs. A loop that does not (over the tokens of a response, or over chunks of what was sampled) counts once.
 """
 
 from __future__ import annotations

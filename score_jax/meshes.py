@@ -19,7 +19,7 @@ from score_jax.learner import Learner, MemoryConfig
 from score_jax.lora import LoraConfig
 from score_jax.sharding import RULES, MeshConfig
 
-_SHARE = 1 / 4  # of a device's memory that parameters and what belongs to them may take; caches and activations need more
+_SHARE = 1 / 4  # of a device's memory, for parameters and what belongs to them; caches and activations need more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ def run(config, workdir: Path) -> None:
     """
     if re.match(r'\w+:/', str(workdir)):
         raise UserError(
-            f'--workdir={str(workdir).replace(":/", "://", 1)} is an address; a workdir is a folder: mount the bucket as '
-            'one (docs/scale.md says how), and name that.')
+            f'--workdir={str(workdir).replace(":/", "://", 1)} is an address; a workdir is a folder: mount the bucket '
+            'as one (docs/scale.md says how), and name that.')
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir={workdir} is a file; it must be a folder, or not exist yet.')
     there = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
@@ -69,8 +69,9 @@ def _run(config, workdir: Path) -> None:
 def _by_name(section) -> bool:
     """Reports on a stage whose model is not here, from the published shape of a model of that name, if one is known."""
     if found := published.work(section):
-        progress.say(f'{section.stage}: no {section.pretrained} here; the published shape of that name, and rows as long '
-                     f'as the config allows: {dry_run.report(found, section.mesh.name)}')
+        progress.say(
+            f'{section.stage}: no {section.pretrained} here; the published shape of that name, and rows as long as the '
+            f'config allows: {dry_run.report(found, section.mesh.name)}')
     return bool(found)
 
 

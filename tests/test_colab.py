@@ -15,7 +15,7 @@ SECONDS = 900  # a hang is not waited for
 
 
 def execute(cells: list[str], cwd: Path) -> subprocess.CompletedProcess:
-    """The cells one after another in one interpreter, as a kernel does, and how many figures they leave for the page."""
+    """The cells one after another in one interpreter, as a kernel does, and how many figures they leave."""
     program = '\n'.join([*cells, 'print(len(plt.get_fignums()), "figures")'])
     return subprocess.run(
         [sys.executable, '-c', program], cwd=cwd, capture_output=True, text=True, timeout=SECONDS, check=False,

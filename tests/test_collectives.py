@@ -31,8 +31,8 @@ def test_a_loop_counts_as_often_as_it_runs():
     def loop(a):
         def step(x, _):
             whole = jax.lax.with_sharding_constraint(jnp.sin(x), NamedSharding(mesh, PartitionSpec()))
-            part = jax.lax.with_sharding_constraint(whole.T.reshape(x.shape), NamedSharding(mesh, PartitionSpec('model')))
-            return part, None
+            parts = NamedSharding(mesh, PartitionSpec('model'))
+            return jax.lax.with_sharding_constraint(whole.T.reshape(x.shape), parts), None
         return jax.lax.scan(step, a, None, length=7)[0]
     found = [one for one in program(loop, mesh, PartitionSpec('model')) if one.kind == 'all-gather']
     assert sum(one.count for one in found) in (7, 8) and {one.axes for one in found} == {('model',)}

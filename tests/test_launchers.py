@@ -1,4 +1,4 @@
-"""Launchers for pods, GKE and SLURM: what they ask of gcloud, srun and kubectl, by programs of these names that take notes."""
+"""Launchers for pods, GKE and SLURM: what they ask of gcloud and srun, by programs of these names that take notes."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_a_slice_is_asked_for_awaited_set_up_and_used_by_all_workers(tmp_path, c
     assert done.returncode == 0, done.stderr
     assert heads(calls) == ['queued-resources create', 'tpu-vm scp', 'tpu-vm ssh', 'tpu-vm ssh', 'tpu-vm ssh']
     create = next(call for call in calls if 'create' in call)
-    for flag in ('mine --node-id=mine', '--accelerator-type=v5litepod-64', '--runtime-version=v2-alpha-tpuv5-lite', '--spot',
-                 '--zone=z'):
+    for flag in ('mine --node-id=mine', '--accelerator-type=v5litepod-64', '--runtime-version=v2-alpha-tpuv5-lite',
+                 '--spot', '--zone=z'):
         assert flag in create
     assert '--worker=all' in next(call for call in calls if ' scp ' in f' {call} ')
     started = next(call for call in calls if 'launch/main.py' in call)
@@ -113,7 +113,8 @@ def test_a_slice_is_given_back(tmp_path, clone):
     assert (tmp_path / 'calls').read_text().startswith('compute tpus queued-resources delete mine --force --zone=z')
 
 
-@pytest.mark.parametrize('flags', [[], ['mine'], ['mine', '--zone=z', '--type=v5litepod-8'], ['mine', '--zone=z', '--nonsense']])
+@pytest.mark.parametrize('flags', [
+    [], ['mine'], ['mine', '--zone=z', '--type=v5litepod-8'], ['mine', '--zone=z', '--nonsense']])
 def test_what_is_not_whole_is_answered_with_how_it_is_used(tmp_path, clone, flags):
     program(tmp_path, 'gcloud', _GCLOUD)
     done = launch(['bash', str(clone / 'launch' / 'tpu_pod.sh'), *flags], tmp_path, cwd=clone)
@@ -121,12 +122,16 @@ def test_what_is_not_whole_is_answered_with_how_it_is_used(tmp_path, clone, flag
     assert 'tpu_pod.sh' in done.stderr
 
 
+def batch(folder: Path) -> subprocess.CompletedProcess:
+    return launch(
+        ['bash', str(ROOT / 'launch' / 'slurm.sbatch'), *RUN], folder, SLURM_JOB_ID='7', SLURM_SUBMIT_DIR=str(folder))
+
+
 @pytest.mark.parametrize('code, again', [(0, False), (1, False), (2, False), (75, True), (137, True), (143, True)])
 def test_slurm_queues_a_run_again_where_it_was_stopped(tmp_path, code, again):
     program(tmp_path, 'srun', f'#!/bin/sh\necho srun "$@" >> {tmp_path}/calls\nexit {code}\n')
     program(tmp_path, 'scontrol', f'#!/bin/sh\necho scontrol "$@" >> {tmp_path}/calls\n')
-    done = launch(
-        ['bash', str(ROOT / 'launch' / 'slurm.sbatch'), *RUN], tmp_path, SLURM_JOB_ID='7', SLURM_SUBMIT_DIR=str(tmp_path))
+    done = batch(tmp_path)
     calls = (tmp_path / 'calls').read_text().splitlines()
     assert done.returncode == code and calls[0].endswith(f'launch/main.py --processes=auto {" ".join(RUN)}')
     assert calls[1:] == (['scontrol requeue 7'] if again else [])
@@ -136,15 +141,13 @@ def test_slurm_waits_for_what_it_was_told_to_end(tmp_path):
     """The batch shell hears SIGTERM too; the step that saves must not be left alone, and its code counts."""
     program(tmp_path, 'srun', f'#!/bin/sh\nkill -TERM $PPID\nsleep 0.3\ntouch {tmp_path}/saved\nexit 75\n')
     program(tmp_path, 'scontrol', f'#!/bin/sh\ntest -e {tmp_path}/saved && touch {tmp_path}/queued\n')
-    done = launch(
-        ['bash', str(ROOT / 'launch' / 'slurm.sbatch'), *RUN], tmp_path, SLURM_JOB_ID='7', SLURM_SUBMIT_DIR=str(tmp_path))
+    done = batch(tmp_path)
     assert done.returncode == 75 and (tmp_path / 'queued').exists()
 
 
 def test_slurm_asks_for_a_task_for_each_gpu_and_to_be_told_before_the_end():
-    asked = dict(
-        line.removeprefix('#SBATCH --').partition('=')[::2] for line in (ROOT / 'launch' / 'slurm.sbatch').read_text().split('\n')
-        if line.startswith('#SBATCH'))
+    lines = (ROOT / 'launch' / 'slurm.sbatch').read_text().splitlines()
+    asked = dict(line.removeprefix('#SBATCH --').partition('=')[::2] for line in lines if line.startswith('#SBATCH'))
     assert asked['gpus-per-node'] == asked['ntasks-per-node'] and asked['signal'].startswith('TERM@')
     assert {'requeue', 'time', 'nodes', 'output'} <= asked.keys() and asked['open-mode'] == 'append'
 
@@ -171,7 +174,8 @@ def test_the_jobset_is_a_whole_slice_that_starts_anew():
     assert rule['onExitCodes'] == {'containerName': container['name'], 'operator': 'In', 'values': [2]}
     assert '--processes=auto' in container['args']
     (mount,), (volume,) = container['volumeMounts'], pod['volumes']
-    assert mount['name'] == volume['name'] and any(arg.startswith(f'--workdir={mount["mountPath"]}') for arg in container['args'])
+    assert mount['name'] == volume['name']
+    assert any(arg.startswith(f'--workdir={mount["mountPath"]}') for arg in container['args'])
     assert volume['csi']['driver'] == 'gcsfuse.csi.storage.gke.io'
     template = job['template']['spec']['template']
     assert template['metadata']['annotations']['gke-gcsfuse/volumes'] == 'true'

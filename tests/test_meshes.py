@@ -50,13 +50,13 @@ OPEN = MeshConfig(data=-1, fsdp=-1, model=-1)
 @pytest.mark.parametrize('config, devices, need, memory, sizes', [
     (OPEN, 8, Need(batch=64, kv_heads=4, held=1), None, (8, 1, 1)),  # who knows nothing of memory divides rows
     (OPEN, 8, Need(batch=64, kv_heads=4, held=47 * GIB), 80 * GIB, (2, 4, 1)),  # shares of 12 GiB
-    (OPEN, 8, Need(batch=64, kv_heads=4, held=470 * GIB), 16 * GIB, (1, 8, 1)),  # nothing is enough: as many as there are
+    (OPEN, 8, Need(batch=64, kv_heads=4, held=470 * GIB), 16 * GIB, (1, 8, 1)),  # nothing is enough: as many as can be
     (OPEN, 64, Need(batch=16, kv_heads=4, held=1), None, (16, 1, 4)),  # the batch leaves four to the axis model
     (OPEN, 8, Need(batch=12, kv_heads=2, held=1), None, (4, 1, 2)),
     (OPEN, 1, Need(batch=16, kv_heads=2, held=1), None, (1, 1, 1)),
     (MeshConfig(data=-1, fsdp=-1, model=4), 64, Need(batch=64, kv_heads=8, held=160 * GIB), 16 * GIB, (1, 16, 4)),
     (MeshConfig(data=2, fsdp=-1, model=-1), 8, Need(batch=64, kv_heads=4, held=1), None, (2, 4, 1)),
-    (MeshConfig(data=-1, fsdp=2, model=1), 8, Need(batch=64, kv_heads=4, held=1), None, (-1, 2, 1)),  # nothing to choose
+    (MeshConfig(data=-1, fsdp=2, model=1), 8, Need(batch=64, kv_heads=4, held=1), None, (-1, 2, 1)),  # no choice
     (OPEN, 8, Need(batch=7, kv_heads=1, held=1), None, (-1, 1, 1)),  # refused where the batch is divided
 ])
 def test_a_mesh_is_chosen_by_batch_heads_and_memory(config, devices, need, memory, sizes):
