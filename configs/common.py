@@ -55,10 +55,11 @@ def shared() -> ConfigDict:
         rope_low=1.0,  # a pair with fewer turns than this turns slower by all of rope_factor,
         rope_high=4.0,  # one with more than this not at all
     ))
-    config.mesh = ConfigDict(dict(  # devices on each axis; -1: all that are left
+    config.mesh = ConfigDict(dict(  # devices on each axis; -1: all that are left, several are chosen: docs/scale.md
         data=-1,  # each takes rows of its own
-        fsdp=1,  # rows of its own too, and a share of every parameter
-        model=1,  # a share of the heads and of the MLP
+        fsdp=-1,  # rows of its own too, and a share of every parameter
+        model=-1,  # a share of the heads and of the MLP
+        name='',  # of the devices, such as 'v5p-128': what a dry run is for; '' is those that are here
     ))
     return config
 
@@ -116,7 +117,7 @@ def reinforce(stage: str) -> ConfigDict:
         targets='layers/(query|key|value|out|gate|up|down)',  # pattern of the parameters that have one
     ))
     config.reference_on_host = False  # it lies in the host's memory, from where each layer is fetched when it is needed
-    config.dry_run = False  # print the plan of memory and arithmetic for the mesh, of virtual devices, and do nothing
+    config.dry_run = False  # print layout, memory and arithmetic for the mesh, of virtual devices, and do nothing
     config.reference = 'base'  # the other side of the KL; may be what start_from may be
     config.before = ConfigDict()  # config of the stage to run first where start_from has no checkpoint
     config.batch = 16  # problems a step; rollouts a step are batch * group.first * group.second

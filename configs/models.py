@@ -3,7 +3,9 @@
 The directory is that of a Hugging Face model tuned to chat; for one that was not, add `--config.chat=''`. What the
 paper gives is the paper's (optimiser, learning rate, steps, batch, alpha, beta1, beta2, temperature): of its steps each
 stage has half, and its batch counts rollouts. The rest is not given there: groups, lengths, warm-up.
-`config.memory.accumulate` parts the batch so that a host of 8 devices holds it; with more devices, fewer parts.
+An update works on the batch in as few parts as fit the devices' memory (`config.memory.accumulate`). The models of 7
+and 9 billion parameters are laid out for devices of 16 GB: 64 of them or more, or 8 for adapters (`-lora`);
+docs/scale.md has the proofs.
 """
 
 from configs import tasks
@@ -22,29 +24,37 @@ _MODELS = {
         tasks.TASKS['mbpp'] | dict(prompt='{problem}\n\nWrite the program between ```python and ```.')),
     'gsm8k-qwen2.5-0.5b': ('qwen', '/path/to/Qwen2.5-0.5B-Instruct', _SCHOOL),
     'colab-gemma3-270m-lora': ('gemma', '/path/to/gemma-3-270m-it', _SCHOOL),
+    'math-gemma2-9b': ('gemma', '/path/to/gemma-2-9b-it', _MATH),
+    'math-gemma2-9b-lora': ('gemma', '/path/to/gemma-2-9b-it', _MATH),
+    'math-qwen2.5-7b': ('qwen', '/path/to/Qwen2.5-7B-Instruct', _MATH),
+    'math-qwen2.5-7b-lora': ('qwen', '/path/to/Qwen2.5-7B-Instruct', _MATH),
 }
 # The longest prompt and two turns fit into max_length.
 _LONG = {'rollout.max_tokens': 768, 'rollout.max_length': 3072, 'rollout.chunk': 256}
 _SHORT = {'rollout.max_tokens': 320, 'rollout.max_length': 1280, 'rollout.chunk': 128}
 _CODE = {'rollout.max_tokens': 512, 'rollout.max_length': 3328, 'rollout.chunk': 256}
-_ROLLOUT = {
-    'math-gemma2-2b': _LONG, 'math-qwen2.5-1.5b': _LONG, 'mbpp-qwen2.5-coder-1.5b': _CODE, 'gsm8k-qwen2.5-0.5b': _SHORT,
-    'colab-gemma3-270m-lora': _SHORT}
+_ROLLOUT = {name: _LONG for name in _MODELS if name.startswith('math')} | {
+    'mbpp-qwen2.5-coder-1.5b': _CODE, 'gsm8k-qwen2.5-0.5b': _SHORT, 'colab-gemma3-270m-lora': _SHORT}
 _GROUP = {'group.first': 4, 'group.second': 2, 'optimizer.schedule': 'constant', 'log_every': 5}
-_PAPER = {'learning_rate': 5e-6, 'steps': 1500, 'batch': 64, 'memory.accumulate': 8, **_GROUP}
+_PAPER = {'learning_rate': 5e-6, 'steps': 1500, 'batch': 64, 'memory.accumulate': 0, **_GROUP}
 _STAGE = {
     'math-gemma2-2b': _PAPER, 'math-qwen2.5-1.5b': _PAPER,
-    'mbpp-qwen2.5-coder-1.5b': {'learning_rate': 1e-5, 'steps': 750, 'batch': 16, 'memory.accumulate': 2, **_GROUP},
-    'gsm8k-qwen2.5-0.5b': _PAPER | {'steps': 500, 'batch': 32, 'memory.accumulate': 4},
+    'mbpp-qwen2.5-coder-1.5b': {'learning_rate': 1e-5, 'steps': 750, 'batch': 16, 'memory.accumulate': 0, **_GROUP},
+    'gsm8k-qwen2.5-0.5b': _PAPER | {'steps': 500, 'batch': 32},
     'colab-gemma3-270m-lora': _PAPER | {
         'learning_rate': 1e-4, 'steps': 100, 'batch': 8, 'lora.rank': 16, 'lora.alpha': 32.0,
         'memory.params': 'bfloat16'},
 }
+_LARGE = _PAPER | {'mesh.model': 4, 'memory.remat': 'nothing', 'group.second': 1}
+_LARGE_LORA = _LARGE | {
+    'learning_rate': 1e-4, 'batch': 8, 'lora.rank': 16, 'lora.alpha': 32.0, 'memory.params': 'bfloat16'}
+for _name in ('math-gemma2-9b', 'math-qwen2.5-7b'):
+    _STAGE |= {_name: _LARGE, f'{_name}-lora': _LARGE_LORA}
 _BETA2 = {name: 0.25 if name.startswith('mbpp') else 0.1 for name in _MODELS}
 
 SHARED_PRESETS = {
     name: {
-        'task': task, 'pretrained': directory, 'chat': chat, 'model.dtype': 'bfloat16', 'mesh.data': 1, 'mesh.fsdp': -1}
+        'task': task, 'pretrained': directory, 'chat': chat, 'model.dtype': 'bfloat16'}
     for name, (chat, directory, task) in _MODELS.items()}
 STAGE1_PRESETS = {
     name: shared | _ROLLOUT[name] | _STAGE[name] | {'objective.beta1': 0.01, 'objective.beta2': _BETA2[name]}

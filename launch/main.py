@@ -4,6 +4,7 @@
 """
 
 import importlib
+import re
 import shlex
 import signal
 import sys
@@ -35,7 +36,12 @@ _NAMED = ('ablation', 'baselines')
 
 
 def parse(argv):
-    """absl's own parsing; a config file or key that does not exist is answered in one sentence."""
+    """absl's own parsing; a config file or key that does not exist is answered in one sentence.
+
+    The section `mesh` itself may be given a name: `--config.mesh=v5p-128` is `--config.mesh.name=v5p-128`.
+    """
+    # In place: what reads the flags of configs looks at sys.argv.
+    argv[:] = [re.sub(r'^(--?config(?:\.\w+)*\.mesh)=(?!\{)', r'\1.name=', word) for word in argv]
     try:
         rest = app.parse_flags_with_usage(argv)
         _CONFIG.value.get('kind')

@@ -1,7 +1,7 @@
 """What devices send each other in a compiled program: counted in its text, loops as often as they run.
 
-The text is that of `Compiled.as_text()`: computations that call each other, of which each loop over layers or chunks
-says how often it runs. A loop that does not (the one over tokens, which ends when all rows are done) counts once.
+The text is that of `Compiled.as_text()`: computations that call each other, of which a loop over layers says how often
+it runs. A loop that does not (over the tokens of a response, or over chunks of what was sampled) counts once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Collective:
       axes: of the mesh, that the devices which talk to each other lie along.
       size: bytes of the array in whole: what a gather gives a device, or what a device brings to a reduction.
       count: how often it runs.
-      each_token: whether it stands in the loop over tokens.
+      again: whether it stands in a loop that does not say how often it runs.
       name: the operation of the program that it serves.
     """
 
@@ -46,7 +46,7 @@ class Collective:
     axes: tuple[str, ...]
     size: int
     count: int
-    each_token: bool
+    again: bool
     name: str
 
 
@@ -68,19 +68,19 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _walk(computations, name: str, count: int, each_token: bool, mesh: Mesh) -> Iterator[Collective]:
+def _walk(computations, name: str, count: int, again: bool, mesh: Mesh) -> Iterator[Collective]:
     for line in computations[name]:
         if match := _COLLECTIVE.search(line):
             group = _group(line)
             name_of = _NAME.search(line)
             yield Collective(
                 kind=match[2], axes=_axes(group, mesh), size=_size(match[1], match[2], line, len(group)), count=count,
-                each_token=each_token, name=name_of[1] if name_of else '')
+                again=again, name=name_of[1] if name_of else '')
         if ' while(' in line:
             trips = _TRIPS.search(line)
-            inner = count * int(trips[1]) if trips else count, each_token or not trips
+            inner = count * int(trips[1]) if trips else count, again or not trips
         else:
-            inner = count, each_token
+            inner = count, again
         branches = _BRANCHES.search(line)
         for called in _CALLED.findall(line) + (re.findall(r'[\w.-]+', branches[1]) if branches else []):
             if called in computations:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    checkpoint, grading, hf, metrics, model, processes, progress, report, rollout, scaling, settings, sharding, sources,
-    tasks)
+    checkpoint, grading, hf, meshes, metrics, model, processes, progress, report, rollout, scaling, settings, sharding,
+    sources, tasks)
 from score_jax.baselines import self_refine
 from score_jax.baselines.self_refine import SelfRefineConfig
 from score_jax.errors import UserError
@@ -112,7 +112,8 @@ class Evaluation:
         self.workdir = workdir
         self.directory = StageDirectory(workdir, config.stage, section)
         self.task, self.model = task_and_model(config)
-        self.mesh = sharding.make_mesh(config.mesh)
+        self.mesh = meshes.make_mesh(config.mesh, meshes.Need(
+            batch=config.batch, kv_heads=self.model.kv_heads, held=meshes.held(self.model)))
         sharding.check_divisible('config.batch', config.batch, self.mesh)
         self.problems = self.task.distinct_problems(config.split, config.problems, seed=config.seed)
         self._longest_prompt = self.task.longest_prompt(config.split)

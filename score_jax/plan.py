@@ -13,17 +13,18 @@ import math
 import jax
 import jax.numpy as jnp
 
+from score_jax import accelerators, rollout
 from score_jax import layout as layouts
 from score_jax import model as lm
-from score_jax import rollout
 from score_jax.errors import UserError
 from score_jax.learner import Learner, MemoryConfig
+from score_jax.meshes import bytes_of, show
 from score_jax.model.attention import BLOCK
 from score_jax.objective import Objective
 from score_jax.sharding import MeshConfig, batch_sharding, batch_shards
 from score_jax.trajectory import Trajectory
 
-# Arrays of [rows, vocabulary] in float32 that are there at once, counted in what is compiled.
+# Arrays of [rows or tokens, vocabulary] in float32 that are there at once, counted in what is compiled.
 _SAMPLING_COPIES = 4  # logits, their law, its probabilities and their sums
 _HEAD_COPIES = 4  # logits of policy and reference, weights of the policy's law, and what is pulled back to them
 # Arrays of [heads, queries, slots] in float32 in the backward pass of a block of attention: scores, weights, and what
@@ -74,12 +75,16 @@ class Work:
 
 
 def pretend(mesh: MeshConfig) -> None:
-    """Makes as many virtual CPU devices as the mesh names, before jax has looked for any; -1 counts as 1.
+    """Makes as many virtual CPU devices as `mesh.name` has, or as its sizes say, before jax has looked for any.
+
+    Without a name, -1 counts as 1.
 
     Raises:
       UserError: jax has looked already, and has another number.
     """
-    devices = math.prod(max(size, 1) for size in dataclasses.astuple(mesh))
+    devices = math.prod(max(size, 1) for size in (mesh.data, mesh.fsdp, mesh.model))
+    if mesh.name:
+        devices = accelerators.named(mesh.name).devices
     try:
         jax.config.update('jax_num_cpu_devices', devices)
         jax.config.update('jax_platforms', 'cpu')
@@ -88,12 +93,6 @@ def pretend(mesh: MeshConfig) -> None:
             raise UserError(
                 f'config.mesh asks for {devices} devices, but jax has made {jax.device_count()} in this process '
                 'already; make the dry run in a process of its own.') from None
-
-
-def per_device(tree) -> int:
-    """Bytes of arrays, or of `jax.ShapeDtypeStruct`s with shardings, that one device holds."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,22 +110,30 @@ def plan(work: Work) -> Plan:
     state = learner.abstract_state()
     frozen, base = abstract_frozen(work)
     always = {
-        'adapters' if learner.lora else 'parameters': per_device(state.params),
-        "optimiser (Adam's two moments)": per_device(state.opt_state)}
+        'adapters' if learner.lora else 'parameters': bytes_of(state.params),
+        "optimiser (Adam's two moments)": bytes_of(state.opt_state)}
     if learner.lora:
-        always['base, which is the reference too'] = per_device(base)
+        always['base, which is the reference too'] = bytes_of(base)
     elif not work.reference_on_host:
-        always['reference'] = per_device(frozen)
+        always['reference'] = bytes_of(frozen)
     held, before = (
-        per_device(rollout.abstract_cache(learner.model, mesh, work.rows, slots))
+        bytes_of(rollout.abstract_cache(learner.model, mesh, work.rows, slots))
         for slots in (work.slots, work.slots - work.sampler.chunk))
     whole = learner.whole(learner.abstract_params(), base)
     sampling = {
-        'weights, layer by layer, in the compute type': per_device(rollout.abstract_params(whole, learner.model)),
+        'weights, layer by layer, in the compute type': bytes_of(rollout.abstract_params(whole, learner.model)),
         'KV cache': held,
         'KV cache as it was before it grew': before,
         'laws of the next tokens': _SAMPLING_COPIES * 4 * _rows(work, 1) * learner.model.vocab_size}
     return Plan(always, sampling, _update(work, state, frozen))
+
+
+def beside(work: Work) -> list[tuple[str, str, int]]:
+    """What is held beside parameters and optimiser, and the largest cache: name, what it is, bytes of one device."""
+    made = plan(work)
+    held = [(name, '', size) for name, size in list(made.always.items())[2:]]
+    cache = f'{work.rows} rows of {work.slots} tokens, {work.learner.model.dtype}'
+    return [*held, ('KV cache', cache, made.sampling['KV cache'])]
 
 
 def _rows(work: Work, parts: int) -> int:
@@ -143,7 +150,7 @@ def _update(work: Work, state, frozen) -> dict[str, int]:
     kept = {'nothing': 0, 'products': (products + c.heads * c.head_dim) / model + 2 * c.width}
     kept['everything'] = 2 * kept['products'] + 4 * c.width
     scores = _SCORE_COPIES * 4 * rows * c.heads / model * min(last, BLOCK) * work.slots
-    gradient = per_device(state.params)
+    gradient = bytes_of(state.params)
     if parts > 1:  # the sum in float32, and that of a part
         gradient += sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.params))
     head = lm.abstract(c, mesh)['embedding']
@@ -156,10 +163,10 @@ def _update(work: Work, state, frozen) -> dict[str, int]:
             (2 * item + (0 if learner.lora else 8)) * math.prod(head.shape) / model)}
     if work.shared:
         cache = 2 * item * c.layers * rows * (work.slots + work.widths[0]) * c.kv_heads * c.head_dim
-        lines['keys and values that turns share'] = 2 * cache
+        lines['keys and values that turns share'] = 2 * cache // model
     if work.reference_on_host:
-        layers = per_device(frozen['layers'])
-        lines['reference: a layer, and what is outside layers'] = per_device(frozen) - layers + layers // c.layers
+        layers = bytes_of(frozen['layers'])
+        lines['reference: a layer, and what is outside layers'] = bytes_of(frozen) - layers + layers // c.layers
     return lines
 
 
@@ -221,52 +228,20 @@ def flops(work: Work) -> dict[str, float]:
     return {'sampling': sampling, 'update': update}
 
 
-def report(work: Work) -> str:
-    """The plan, the arithmetic, and what the compiler makes of it, for a terminal."""
-    made, mesh = plan(work), work.learner.mesh
-    axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    lines = [
-        f'{work.rows} rows of up to {sum(work.widths)} tokens on a mesh of {mesh.size} devices ({axes}); '
-        'nothing has been allocated.', '', 'Memory of one device, as planned']
-    for title, part in (('all the time', made.always), ('sampling', made.sampling), ('update', made.update)):
-        lines += [f'  {title:<54}{_size(sum(part.values()))}']
-        lines += [f'    {name:<52}{_size(size)}' for name, size in part.items()]
-    most = sum(made.always.values()) + max(sum(made.sampling.values()), sum(made.update.values()))
-    lines += [
-        f'  {"at most":<54}{_size(most)}', '', 'Arithmetic of a step, all devices']
-    lines += [f'  {name:<54}{count / 1e12:>10,.2f} TFLOP' for name, count in flops(work).items()]
-    lines += ['', 'Memory of one device, as compiled for virtual CPUs (other devices lay out other temporaries)']
-    lines += [f'  {name:<54}{_size(size)}' for name, size in compiled(work).items()]
-    return '\n'.join(lines)
-
-
-def compiled(work: Work) -> dict[str, int]:
-    """Bytes of one device by name, from the compiler's analysis of the update and of the decode loop."""
-    learner = work.learner
-    base = abstract_frozen(work)[1]
-    decode = rollout.lower_decode(
-        learner.whole(learner.abstract_params(), base), learner.model, work.sampler, learner.mesh, work.rows,
-        work.slots)
-    found = {}
-    for name, lowered in (('update', lower_update(work)), ('decode loop', decode)):
-        analysis = lowered.compile().memory_analysis()
-        found |= {
-            f'{name}: arguments': analysis.argument_size_in_bytes, f'{name}: temporaries': analysis.temp_size_in_bytes}
-    return found
-
-
 def _device_memory(mesh: jax.sharding.Mesh) -> int | None:
     """Bytes of a device; None where it does not say."""
     return (mesh.local_devices[0].memory_stats() or {}).get('bytes_limit')
 
 
-def fitted(work: Work, memory: MemoryConfig) -> Learner:
+def fitted(work: Work, memory: MemoryConfig, name: str = '') -> Learner:
     """The learner of `work` with what is automatic in `memory` chosen: the fastest that a device has the memory for.
 
     Parts cost less than computing layers again, so there are as many of them as it takes first. Where devices do not
-    say what memory they have, the fastest; where nothing fits, the smallest.
+    say what memory they have, the fastest; where nothing fits, the smallest. `name` is that of the devices, where these
+    are not here.
     """
-    problems, limit = work.batch // batch_shards(work.learner.mesh), _device_memory(work.learner.mesh)
+    problems = work.batch // batch_shards(work.learner.mesh)
+    limit = accelerators.named(name).memory if name else _device_memory(work.learner.mesh)
     parts = [n for n in range(1, problems + 1) if problems % n == 0] if memory.accumulate == 0 else [memory.accumulate]
     for remat in ('products', 'nothing') if memory.remat == 'auto' else (memory.remat,):
         for accumulate in parts:
@@ -284,10 +259,6 @@ def check(work: Work) -> None:
     always = plan(work).always
     if limit and sum(always.values()) > limit:
         raise UserError(
-            f'each device has {_size(limit).strip()}, but what it holds all the time is more: '
-            f'{", ".join(f"{name} {_size(size).strip()}" for name, size in always.items())}; raise config.mesh.fsdp, '
+            f'each device has {show(limit).strip()}, but what it holds all the time is more: '
+            f'{", ".join(f"{name} {show(size).strip()}" for name, size in always.items())}; raise config.mesh.fsdp, '
             "set config.memory.params or moments to 'bfloat16', or train adapters (config.lora.rank).")
-
-
-def _size(size: int) -> str:
-    return f'{size / 2**30:>10,.2f} GiB' if size >= 2**28 else f'{size / 2**20:>10,.2f} MiB'

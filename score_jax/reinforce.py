@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    grading, layout, lora, metrics, monitor, objective, offline, plan, processes, progress, ragged, rollout, settings,
-    sharding, sources, speed, tasks)
+    dry_run, grading, layout, lora, metrics, monitor, objective, offline, plan, processes, progress, ragged, rollout,
+    settings, sharding, sources, speed, tasks)
 from score_jax.checkpoint import Checkpoints, exists
 from score_jax.errors import UserError
 from score_jax.lora import LoraConfig
@@ -171,6 +171,9 @@ class Reinforce(Stage):
             stage, self.workdir, self.model, self.mesh, pretrained=self.config.pretrained,
             seed=stage_seed(self.config.seed, RANDOM))
 
+    def beside(self) -> list[tuple[str, str, int]]:
+        return plan.beside(self.work())
+
     def meta(self) -> dict:
         return {'origins': self._origins} | ({'lora': self._lora_record()} if self.learner.lora else {})
 
@@ -206,9 +209,9 @@ class Reinforce(Stage):
             reference_on_host=self.config.reference_on_host)
 
     def run(self) -> None:
-        self.learner = plan.fitted(self.work(), self.config.memory)
+        self.learner = plan.fitted(self.work(), self.config.memory, self.config.mesh.name)
         if self.config.dry_run:
-            progress.say(f'{self.config.stage}: {plan.report(self.work())}')
+            progress.say(f'{self.config.stage}: {dry_run.report(self.work(), self.config.mesh.name)}')
             return
         plan.check(self.work())
         progress.say(f'{self.config.stage}: the objective\n{self._describe()}')

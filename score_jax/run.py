@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from score_jax import checkpoint, plan, processes, progress, settings, study
+from score_jax import checkpoint, dry_run, plan, processes, progress, published, settings, study
 from score_jax.baselines.pairs import Pairs
 from score_jax.baselines.supervised import Supervised
 from score_jax.errors import UserError
@@ -23,6 +24,10 @@ def run(config, workdir: Path) -> None:
     Raises:
       UserError: bad input, before any device work of any stage.
     """
+    if re.match(r'\w+:/', str(workdir)):
+        raise UserError(
+            f'--workdir={str(workdir).replace(":/", "://", 1)} is an address; a workdir is a folder: mount the bucket '
+            'as one (docs/scale.md says how), and name that.')
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir={workdir} is a file; it must be a folder, or not exist yet.')
     there = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
@@ -55,10 +60,19 @@ def _run(config, workdir: Path) -> None:
     sections = _sections(config, workdir)
     if dry := [section for section in sections if section.get('dry_run')]:  # and no other stage runs
         plan.pretend(settings.read(MeshConfig, dry[0].mesh, 'config.mesh'))
-        sections = dry
+        sections = [section for section in dry if not _by_name(section)]
     stages = [_build(section, workdir, alone=len(sections) == 1) for section in sections]
     for stage in stages:
         run_stage(stage)
+
+
+def _by_name(section) -> bool:
+    """Reports on a stage whose model is not here, from the published shape of a model of that name, if one is known."""
+    if found := published.work(section):
+        progress.say(
+            f'{section.stage}: no {section.pretrained} here; the published shape of that name, and rows as long as the '
+            f'config allows: {dry_run.report(found, section.mesh.name)}')
+    return bool(found)
 
 
 def run_stage(stage) -> None:

@@ -16,6 +16,7 @@ from score_jax.errors import UserError
 # Logical axis -> mesh axes. A dimension that its mesh axes do not divide is replicated.
 RULES = {
     'batch': ('data', 'fsdp'),
+    'row': 'data',  # of an array whose embed lies on fsdp
     'layers': None,
     'vocab': 'model',
     'embed': 'fsdp',
@@ -30,11 +31,15 @@ RULES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 for at most one of them means all that are left."""
+    """Devices along each mesh axis; -1 means all that are left, several -1 are `score_jax.meshes.propose`'s to choose.
+
+    `name` is that of the devices, as in `score_jax.accelerators`; '' is those that are here.
+    """
 
     data: int
     fsdp: int
     model: int
+    name: str = ''
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax import health, hf, model, processes, profiling, progress, sharding, speed, tasks
+from score_jax import health, hf, meshes, model, processes, profiling, progress, sharding, speed, tasks
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.health import HealthConfig
@@ -118,6 +118,31 @@ def _stop(signals: health.StopSignals) -> signal.Signals | None:
     return signal.Signals(number) if number else None
 
 
+def make_learner(config: TrainConfig, model: model.ModelConfig, lora: LoraConfig | None = None) -> Learner:
+    """The learner of a stage, on the mesh that its config says, or that is chosen for it.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or does not divide the batch.
+    """
+    optimizer = read(
+        OptimizerConfig, config.optimizer, 'config.optimizer', steps=config.schedule_steps,
+        learning_rate=config.learning_rate)
+    memory = config.memory.fastest()
+    batch, parts = config.batch, memory.accumulate
+    mesh = meshes.make_mesh(config.mesh, meshes.Need(
+        batch=batch // parts if batch % parts == 0 else batch, kv_heads=model.kv_heads,
+        held=meshes.held(model, memory, lora)))
+    sharding.check_divisible('config.batch', batch, mesh)
+    each = batch // sharding.batch_shards(mesh)
+    if each % parts:
+        fits = [n for n in range(1, each + 1) if each % n == 0]
+        raise UserError(
+            f'config.memory.accumulate is {parts}, which does not divide the {each} problems that '
+            f'config.batch = {batch} has for each of the {batch // each} batch shards of the mesh; '
+            f'{", ".join(map(str, fits))} would.')
+    return Learner(model, optimizer, mesh, config.head_chunk, memory, lora)
+
+
 class Stage(abc.ABC):
     """One training stage; a subclass says what it starts from and what a step is."""
 
@@ -127,25 +152,10 @@ class Stage(abc.ABC):
         self.directory = StageDirectory(workdir, config.stage, section)
         self.seed = stage_seed(config.seed, config.stage)
         self.task, self.model = task_and_model(config)
-        self.optimizer = read(
-            OptimizerConfig, config.optimizer, 'config.optimizer', steps=config.schedule_steps,
-            learning_rate=config.learning_rate)
-        self.mesh = sharding.make_mesh(config.mesh)
-        self._check_batch()
-        self.learner = Learner(self.model, self.optimizer, self.mesh, config.head_chunk, config.memory.fastest(), lora)
+        self.learner = make_learner(config, self.model, lora)
+        self.mesh = self.learner.mesh
         self.directory.check()
         self.watch = health.Watchdog(config.stage, config.health.stuck_seconds)
-
-    def _check_batch(self) -> None:
-        batch, parts = self.config.batch, self.config.memory.fastest().accumulate
-        sharding.check_divisible('config.batch', batch, self.mesh)
-        shards = sharding.batch_shards(self.mesh)
-        if batch % (parts * shards):
-            fits = [n for n in range(1, batch // shards + 1) if batch // shards % n == 0]
-            raise UserError(
-                f'config.memory.accumulate is {parts}, which does not divide the {batch // shards} problems that '
-                f'config.batch = {batch} has for each of the {shards} batch shards of the mesh; '
-                f'{", ".join(map(str, fits))} would.')
 
     @abc.abstractmethod
     def start(self) -> dict:
@@ -160,6 +170,10 @@ class Stage(abc.ABC):
         seconds = time.monotonic() - began
         return {'seconds_update': seconds} | speed.rates(
             rows * length, speed.imitate_flops(self.model, rows, length), seconds, self.model, self.mesh)
+
+    def beside(self) -> list[tuple[str, str, int]]:
+        """What is held beside parameters and optimiser: name, what it is, bytes of one device."""
+        return []
 
     def meta(self) -> dict:
         """What a checkpoint must say beside the state: of what it is not whole without."""
@@ -178,6 +192,7 @@ class Stage(abc.ABC):
             if processes.agree(checkpoints.latest() or 0) >= config.steps:
                 progress.say(f'{config.stage}: all {config.steps} steps are done already ({self.directory.path})')
                 return
+            progress.say(f'{config.stage}: {meshes.table(self.learner, self.beside())}')
             self.watch.enter('loading the parameters')
             done, state = self._first_state(checkpoints)
             self.directory.open(done)

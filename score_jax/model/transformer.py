@@ -32,7 +32,10 @@ REMAT = {
     'products': jax.checkpoint_policies.save_only_these_names('product', 'attended'),  # those with weights, attention
     'nothing': jax.checkpoint_policies.nothing_saveable,  # but what goes into the layer
 }
-_ROWS = ('batch', None, None)  # logical axes of hidden states: a device has rows, and these whole
+# Logical axes of hidden states. A device has rows, and these whole; so weights travel. Of a single token of each row it
+# has its share of the width, as of the weights, for more rows; so hidden states travel, which are smaller then.
+_ROWS = ('batch', None, None)
+_WIDTH = ('row', None, 'embed')
 _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -190,7 +193,8 @@ def forward(
       hidden `[B, T, D]` after the final norm, and the cache with the new keys and values (None without one).
     """
     dtype = jnp.dtype(config.dtype)
-    x = spread(params['embedding'][tokens], _ROWS).astype(dtype)
+    axes = _WIDTH if tokens.shape[1] == 1 else _ROWS
+    x = spread(spread(params['embedding'][tokens], _WIDTH), axes).astype(dtype)  # looked up in each share of the width
     if config.scaled_embedding:
         x = x * jnp.asarray(math.sqrt(config.width), dtype)
     norm = functools.partial(_rms_norm, config=config)
@@ -207,14 +211,15 @@ def forward(
     @functools.partial(jax.checkpoint, policy=REMAT[remat])
     def layer(x, inputs):
         p, kv, local = inputs
-        x, p = spread(x, _ROWS), jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
+        x, p = spread(x, axes), jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
         q, k, v = projections(p, norm(x, p['attention_norm']), local)
+        q, k, v = (spread(y, ('batch', None, of, None)) for y, of in ((q, 'heads'), (k, 'kv_heads'), (v, 'kv_heads')))
         if kv is not None:
             kv = _written(kv, positions, k, v)
             k, v = jnp.moveaxis(kv.keys, -1, 1), jnp.moveaxis(kv.values, -2, 1)
         y = attend(q, k, v, config, local, None if kv is None else positions, segments)
         y = _linear(y, p['out'], contracted=2)
-        x = x + (norm(y, p['attention_post_norm']) if config.post_norms else y)
+        x = spread(x + (norm(y, p['attention_post_norm']) if config.post_norms else y), axes)
         y = norm(x, p['mlp_norm'])
         y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
         return x + (norm(y, p['mlp_post_norm']) if config.post_norms else y), kv
@@ -238,5 +243,8 @@ def head_weights(params) -> jax.Array:
 
 def logits(params, config: ModelConfig, hidden) -> jax.Array:
     """Logits `[..., V]` in float32 of hidden states `[..., D]`."""
+    if hidden.ndim == 2:  # of a token of each row, as `_WIDTH`
+        hidden = spread(hidden, ('row', 'embed'))
     head = head_weights(params).astype(config.dtype)
-    return capped(_linear(hidden, head.T, preferred_element_type=jnp.float32), config.logit_cap)
+    found = capped(_linear(hidden, head.T, preferred_element_type=jnp.float32), config.logit_cap)
+    return spread(found, ('batch', *[None] * (hidden.ndim - 2), 'vocab'))
