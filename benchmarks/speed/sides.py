@@ -95,7 +95,7 @@ class Settings:
 
 
 class Failed(Exception):
-    """A side that ended without an answer; with the end of what it said."""
+    """A side that ended without an answer; with the last line of what it said."""
 
 
 class Process:
@@ -120,7 +120,8 @@ class Process:
             return json.loads(line)
         self.close()
         self._errors.seek(0)
-        raise Failed(''.join(self._errors.readlines()[-3:]).strip() or f'status {self._process.returncode}')
+        said = self._errors.read().strip().splitlines() or [f'status {self._process.returncode}']
+        raise Failed(said[-1].replace('|', '/'))
 
     def repeat(self) -> dict:
         """Figures of one repetition."""
@@ -150,7 +151,7 @@ def device(workload: str) -> str:
 def environment(workload: str) -> dict[str, str]:
     """Environment variables of every side."""
     return os.environ | {
-        'PYTHONPATH': str(ROOT), 'TOKENIZERS_PARALLELISM': 'false', 'HF_HUB_OFFLINE': '1',
+        'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '', 'TOKENIZERS_PARALLELISM': 'false', 'HF_HUB_OFFLINE': '1',
         'TRANSFORMERS_VERBOSITY': 'error', 'JAX_PLATFORMS': 'cuda' if device(workload) == 'gpu' else 'cpu'}
 
 
