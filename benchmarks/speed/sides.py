@@ -57,8 +57,8 @@ def _peer(
 
 SIDES = [
     _ours('W1', 'rollout', 'sample'),
-    _peer('W1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried'),
-    _peer('W1', 'rollout', 'transformers, turn 2 reads all again', 'transformers_generate', 'again'),
+    _peer('W1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried-static'),
+    _peer('W1', 'rollout', 'transformers, turn 2 reads all again', 'transformers_generate', 'again-static'),
     _peer('W1', 'rollout', 'Tunix', 'tunix_step', 'sample', 'tunix'),
     _ours('W2', 'update', 'update'),
     _peer('W2', 'update', 'PyTorch', 'pytorch_update', 'plain'),
@@ -75,7 +75,7 @@ SIDES = [
     _ours('devices', 'step', 'step', name='8 virtual devices', devices=8, most=2),
     _ours('devices', 'step', 'collectives', name='8 virtual devices, collectives alone', devices=8),
     _ours('G1', 'rollout', 'sample'),
-    _peer('G1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried'),
+    _peer('G1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried-static'),
     _ours('G1-update', 'update', 'update'),
     _peer('G1-update', 'update', 'PyTorch', 'pytorch_update', 'plain'),
     _ours('G1-step', 'step', 'step'),
