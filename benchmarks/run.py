@@ -3,11 +3,13 @@
     python benchmarks/run.py                        # all of it, and benchmarks/RESULTS.md
     python benchmarks/run.py --only=W1,W3 --repeats=5
     python benchmarks/run.py --quick --peers=       # tiny shapes, no peers: to see that it runs
+    python benchmarks/run.py --render               # the page anew from the figures of the last run
 
 docs/speed.md says what is measured and how to read the table.
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='tiny shapes: to see that it runs')
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'RESULTS.md')
     parser.add_argument('--weights', type=Path, default=ROOT / 'runs' / 'speed', help='where weights are kept')
+    parser.add_argument('--render', action='store_true', help='write the page anew from the figures of the last run')
     found = parser.parse_args()
     wanted = [name for name in found.only.split(',') if name]
     for key, names, known in (
@@ -44,8 +47,16 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     found = arguments()
-    results = measure.everything(found, lambda line: print(line, file=sys.stderr, flush=True))
-    text = report.markdown(found, results, 'python ' + ' '.join(['benchmarks/run.py', *sys.argv[1:]]))
+    figures = found.weights / 'figures.json'
+    if found.render:
+        results = json.loads(figures.read_text())
+    else:
+        results = measure.everything(found, lambda line: print(line, file=sys.stderr, flush=True))
+        results['settings'] = {
+            'command': 'python ' + ' '.join(['benchmarks/run.py', *sys.argv[1:]]), 'threads': found.threads,
+            'clock': found.clock, 'repeats': found.repeats, 'quick': found.quick}
+        figures.write_text(json.dumps(results))
+    text = report.markdown(results)
     print(text)
     found.out.write_text(text)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.speed import sides, table, workloads
+from benchmarks.speed import report, sides, table, workloads
 from score_jax import model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,3 +94,27 @@ def test_sides_take_turns_and_one_that_fails_is_reported(tmp_path, monkeypatch):
     assert table.seconds(found['a']) == 3 and table.seconds(found['bad']) == 2
     page = table.sides_table(table.rows('W1', 'update', {'score_jax': found['a'], **found}, None, None))
     assert json.dumps(rows_of(page)[2][2:4]) == '["3 s", "2 to 4"]'
+
+
+def test_the_page_says_how_sides_compare():
+    """Of figures by hand: two repetitions a side behind the warm-up, 2 s of ours and 3 s of the others."""
+    def side(seconds, **more):
+        return [{'seconds': 9.0, 'peak': 2**30, **more}, *[{'seconds': seconds, 'peak': 2**30, **more}] * 2]
+    first = {'loss': 1.0, 't1': 0.25}
+    lines = report.ratios({'workloads': {
+        'W1': {'score_jax': side(2, turns=[1.0, 1.02], tokens=8192, programs=0), 'transformers, so': side(3, tokens=8192),
+               'transformers, else': side(4, tokens=8192)},
+        'W2': {'score_jax': side(2, grad_norm=1.5), 'PyTorch': side(3, grad_norm=1.5)},
+        'step': {'score_jax': side(4), 'TRL': side(6, rollout=2.5)},
+        'W4': {'score_jax': side(2, first=first), 'at abc': side(3, first=first | {'t1': 0.5})},
+        'devices': {'score_jax': side(2), 'eight': side(3), 'alone': side(0.5)}}})
+    for line in (
+        'W1: 1.50 x as fast as the best other (transformers, so)', 'W1: turn 2 takes 1.020 of the time of turn 1',
+        'W1: 0 programs compiled after the first repetition', 'W2: 1.00 of the peak memory of PyTorch',
+        'W2: norm of the gradient on the first weights: score_jax 1.5, PyTorch 1.5',
+        'step: TRL samples in 2.5 s of its step', 'W4: 1.50 x as fast as the best other (at abc)',
+        'W4: the figures of the first step differ by 0.2 at most from those at abc',
+        'devices: 8 virtual devices take 3 s where one takes 2 s (1.50 x); what they tell each other takes 0.5 s by itself'):
+        assert line in lines
+    assert table.summed({'W1': {'transformers, so': side(3), 'transformers, else': side(2.5)}, 'W2': {'PyTorch': side(3)}}
+                        ) == [('transformers and PyTorch, W1 + W2', 5.5)]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.speed import sides, workloads
+from benchmarks.speed import environments, sides, workloads
 from benchmarks.speed.sides import ROOT, SIDES, Process, Settings, Side
 
 LIBRARIES = {'numpy': '', 'jax': '', 'torch': 'transformers'}  # and the environment that each is in
+PACKAGES = {
+    '': ('jax', 'numpy'), 'transformers': ('torch', 'transformers'), 'trl': ('torch', 'transformers', 'trl'),
+    'tunix': ('jax', 'google-tunix')}
 WORKLOADS = ('limits', *dict.fromkeys(side.workload for side in SIDES))
 DEFAULT = tuple(name for name in WORKLOADS if name != 'demo')
 
@@ -30,7 +34,7 @@ def everything(found, say) -> dict:
         threads=found.threads, clock=found.clock, quick=found.quick, weights=found.weights.resolve())
     with _tree(found.baseline) as tree:
         limits = {name: _limits(name, peers, settings, say)
-                  for name in dict.fromkeys(limits_of(name) for name in wanted)}
+                  for name in dict.fromkeys(limits_of(name) for name in wanted if name not in ('W4', 'demo', 'devices'))}
         figures = {}
         for name in [name for name in wanted if name != 'limits']:
             those = [side for side in SIDES if side.workload == name and side.environment in peers | {''}]
@@ -39,8 +43,11 @@ def everything(found, say) -> dict:
             else:
                 sides.write_weights(name, settings)
             figures[name] = sides.alternate(those, found.repeats, settings, say)
-    return {'limits': limits, 'workloads': figures, 'notes': notes, 'minutes': (time.monotonic() - began) / 60,
-            'peers': sorted(peers)}
+    revision = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
+    return {
+        'limits': limits, 'workloads': figures, 'notes': notes, 'minutes': (time.monotonic() - began) / 60,
+        'date': str(datetime.date.today()), 'revision': revision.stdout.strip(),
+        'versions': {name: environments.versions(name, PACKAGES[name]) for name in ['', *sorted(peers)]}}
 
 
 def has_gpu() -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.speed import compiling, worker
 from benchmarks.speed.workloads import Shape, Workload
-from score_jax import hf, model, objective, rollout, sharding
+from score_jax import hf, layout, model, objective, rollout, sharding
 from score_jax.learner import Learner, MemoryConfig
 from score_jax.optimizer import OptimizerConfig
 from score_jax.trajectory import Trajectory
@@ -92,17 +92,19 @@ def updating(found, work: Workload):
         length=np.full(work.rows, work.length, np.int32), truncated=np.ones((work.rows, work.turns), bool)))
     correct = sharding.put_batch(mesh, np.array(work.correct(), np.float32))
 
+    chosen = layout.choose(trajectory, (1,) * work.turns, CHUNK // 4, mesh=mesh, parts=work.parts)
+
     @functools.cache
     def program():
         return Learner.reinforce.lower(
             learner, state[0], reference, trajectory, correct, objective=kind, forks=(1,) * work.turns,
-            temperature=1.0).compile()
+            temperature=1.0, layout=chosen).compile()
 
     def warm() -> dict:
         return {'temporary': program().memory_analysis().temp_size_in_bytes}
 
     def once() -> dict:
-        state[0], figures = program()(state[0], reference, trajectory, correct)
+        state[0], figures = program()(state[0], reference, trajectory, correct, layout=chosen)
         return {'grad_norm': float(figures['grad_norm']), 'loss': float(figures['loss'])} | warm() | device_peak()
     return once, warm
 

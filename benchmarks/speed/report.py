@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 
-from benchmarks.speed import environments, measure, table, workloads
-from benchmarks.speed.sides import OURS, ROOT, SIDES
+from benchmarks.speed import measure, table, workloads
+from benchmarks.speed.sides import OURS, SIDES
 
 _RATES = {
     'decode body': 'layers, a token of each row', 'decode head': 'head, a token of each row',
     'forward': 'layers, many tokens', 'weights': 'gradient of weights', 'bandwidth': 'reading memory (GB/s)'}
-_PACKAGES = {
-    '': ('jax', 'numpy'), 'transformers': ('torch', 'transformers'), 'trl': ('torch', 'transformers', 'trl'),
-    'tunix': ('jax', 'google-tunix')}
 _READ = '''The sides are processes of their own. Each gets warm, then they run one repetition after another, A B C A B C,
 one at work at a time; medians are over repetitions. Tokens/s are sampled tokens that are of use: none after a row's end.
 "Faster by" is a side's seconds over score_jax's. The limit is the arithmetic that the method needs (no padding, nothing twice) at
@@ -26,13 +21,14 @@ highest rate of reading, whichever takes longer. Peak memory is that of the whol
 libraries included. "Compiled in" is empty for a side that compiles nothing.'''
 
 
-def markdown(found, results: dict, command: str) -> str:
+def markdown(results: dict) -> str:
     """The page."""
-    parts = ['# The speed of a two-turn step', f'`{command}`', _machine(found, results), '## The sides']
+    settings = results['settings']
+    parts = ['# The speed of a two-turn step', f'`{settings["command"]}`', _machine(results, settings), '## The sides']
     lines, limits = [], results['limits']
     for name, sides in results['workloads'].items():
         work = workloads.WORKLOADS.get(name)
-        if work and found.quick:
+        if work and settings['quick']:
             work = workloads.quick(work)
         rates = limits.get(measure.limits_of(name)) if name != 'devices' else None
         part = next(side.part for side in SIDES if side.workload == name)
@@ -48,20 +44,18 @@ def markdown(found, results: dict, command: str) -> str:
     return '\n\n'.join([*parts, *results['notes']]) + '\n'
 
 
-def _machine(found, results) -> str:
+def _machine(results: dict, settings: dict) -> str:
     info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     model = re.search(r'model name\s*: (.*)', info)
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    revision = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     versions = [
-        f'{name or "score_jax " + revision}: '
-        + ', '.join(f'{package} {version}' for package, version in environments.versions(name, packages).items())
-        for name, packages in _PACKAGES.items() if name in ('', *results['peers'])]
+        f'{name or "score_jax " + results["revision"]}: '
+        + ', '.join(f'{package} {version}' for package, version in each.items())
+        for name, each in results['versions'].items()]
     return (
-        f'{datetime.date.today()}; {model[1] if model else platform.processor()}, {found.threads} threads, '
-        f'{memory:.0f} GiB; {"wall" if found.clock == "wall" else "processor"} time; {found.repeats} repetitions; '
-        f'{results["minutes"]:.0f} minutes in all.\n\n' + '\n'.join(f'- {line}' for line in versions))
+        f'{results["date"]}; {model[1] if model else platform.processor()}, {settings["threads"]} threads, '
+        f'{memory:.0f} GiB; {"wall" if settings["clock"] == "wall" else "processor"} time; {settings["repeats"]} '
+        f'repetitions; {results["minutes"]:.0f} minutes in all.\n\n' + '\n'.join(f'- {line}' for line in versions))
 
 
 def ratios(results: dict) -> list[str]:

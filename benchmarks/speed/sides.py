@@ -57,8 +57,8 @@ def _peer(
 
 SIDES = [
     _ours('W1', 'rollout', 'sample'),
-    _peer('W1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried'),
-    _peer('W1', 'rollout', 'transformers, turn 2 reads all again', 'transformers_generate', 'again'),
+    _peer('W1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried-static'),
+    _peer('W1', 'rollout', 'transformers, turn 2 reads all again', 'transformers_generate', 'again-static'),
     _peer('W1', 'rollout', 'Tunix', 'tunix_step', 'sample', 'tunix'),
     _ours('W2', 'update', 'update'),
     _peer('W2', 'update', 'PyTorch', 'pytorch_update', 'plain'),
@@ -75,7 +75,7 @@ SIDES = [
     _ours('devices', 'step', 'step', name='8 virtual devices', devices=8, most=2),
     _ours('devices', 'step', 'collectives', name='8 virtual devices, collectives alone', devices=8),
     _ours('G1', 'rollout', 'sample'),
-    _peer('G1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried'),
+    _peer('G1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried-static'),
     _ours('G1-update', 'update', 'update'),
     _peer('G1-update', 'update', 'PyTorch', 'pytorch_update', 'plain'),
     _ours('G1-step', 'step', 'step'),
@@ -95,7 +95,7 @@ class Settings:
 
 
 class Failed(Exception):
-    """A side that ended without an answer; with the end of what it said."""
+    """A side that ended without an answer; with the last line of what it said."""
 
 
 class Process:
@@ -120,7 +120,8 @@ class Process:
             return json.loads(line)
         self.close()
         self._errors.seek(0)
-        raise Failed(''.join(self._errors.readlines()[-3:]).strip() or f'status {self._process.returncode}')
+        said = self._errors.read().strip().splitlines() or [f'status {self._process.returncode}']
+        raise Failed(said[-1].replace('|', '/'))
 
     def repeat(self) -> dict:
         """Figures of one repetition."""
@@ -150,7 +151,7 @@ def device(workload: str) -> str:
 def environment(workload: str) -> dict[str, str]:
     """Environment variables of every side."""
     return os.environ | {
-        'PYTHONPATH': str(ROOT), 'TOKENIZERS_PARALLELISM': 'false', 'HF_HUB_OFFLINE': '1',
+        'PYTHONPATH': str(ROOT), 'XLA_FLAGS': '', 'TOKENIZERS_PARALLELISM': 'false', 'HF_HUB_OFFLINE': '1',
         'TRANSFORMERS_VERBOSITY': 'error', 'JAX_PLATFORMS': 'cuda' if device(workload) == 'gpu' else 'cpu'}
 
 

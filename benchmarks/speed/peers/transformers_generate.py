@@ -1,6 +1,6 @@
 """transformers' `generate`: two turns with its cache carried over, or read again from the start.
 
-Tried: its static cache, and `forward` under torch.compile with it; docs/speed.md has what came of them.
+The cache is static or dynamic, `forward` as it is or under torch.compile; docs/speed.md says which is the fastest.
 """
 
 from __future__ import annotations
