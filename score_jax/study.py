@@ -82,11 +82,12 @@ def collect(workdir: Path) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval; the interval is NaN for a single seed."""
+    """A mean over so many seeds with its interval; the interval is NaN for a single seed."""
 
     mean: float
     low: float
     high: float
+    seeds: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -94,9 +95,9 @@ def estimate(values: Sequence[float]) -> Estimate:
     values = np.asarray(values, float)
     mean, n = float(values.mean()), len(values)
     if n < 2:
-        return Estimate(mean, float('nan'), float('nan'))
+        return Estimate(mean, float('nan'), float('nan'), n)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - reach, mean + reach)
+    return Estimate(mean, mean - reach, mean + reach, n)
 
 
 def summary(rows: Sequence[Mapping], temperature: float) -> dict[str, dict[str, Estimate]]:
@@ -134,8 +135,9 @@ def write(workdir: Path) -> list[Path]:
 def tables(rows: Sequence[Mapping]) -> str:
     """A table for each temperature, in Markdown."""
     seeds = sorted({row['seed'] for row in rows})
-    parts = [f'Percent; mean over seeds {", ".join(map(str, seeds))} with 95 % intervals over seeds. "below SCoRe" is '
-             'the paired difference at the same seed. Paper: MATH500, greedy (arXiv 2409.12917).\n']
+    parts = [f'Percent; mean over seeds {", ".join(map(str, seeds))} with 95 % intervals over seeds; the column `seeds` '
+             'says how many of them have the method. "below SCoRe" is the paired difference at the same seed. Paper: '
+             'MATH500, greedy (arXiv 2409.12917).\n']
     for temperature in sorted({row['temperature'] for row in rows}, reverse=True):
         problems = {row['n'] for row in rows}
         name = f'temperature {temperature:g}' if temperature else 'greedy'
@@ -145,11 +147,11 @@ def tables(rows: Sequence[Mapping]) -> str:
 
 
 def _table(table: Mapping[str, Mapping[str, Estimate]]) -> str:
-    heads = ['method', *_HEADS, 't2 below SCoRe', 'delta below SCoRe', 'paper: t1 / t2 / delta', 'i->c / c->i']
+    heads = ['method', 'seeds', *_HEADS, 't2 below SCoRe', 'delta below SCoRe', 'paper: t1 / t2 / delta', 'i->c / c->i']
     lines = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
     for name, row in table.items():
         paper = METHODS[name].paper if name in METHODS else ()
-        cells = [METHODS[name].label if name in METHODS else name]
+        cells = [METHODS[name].label if name in METHODS else name, str(row['t2'].seeds)]
         cells += [_cell(row[key], signed=key == 'delta') for key in FIGURES]
         cells += [_cell(row.get(f'{key}_below'), signed=True) for key in ('t2', 'delta')]
         cells += [' / '.join(f'{value:g}' for value in part) for part in (paper[:3], paper[3:])]

@@ -49,7 +49,11 @@ def test_differences_from_score_are_paired_by_seed(workdir):
 
 def test_a_seed_without_the_method_is_in_no_difference(workdir):
     rows = [row for row in study.collect(workdir) if not (row['method'] == 'base' and row['seed'] == 1)]
-    np.testing.assert_allclose(study.summary(rows, 1.0)['base']['t2_below'].mean, 0.4)
+    table = study.summary(rows, 1.0)
+    np.testing.assert_allclose(table['base']['t2_below'].mean, 0.4)
+    assert [table[name]['t2'].seeds for name in ('base', 'score')] == [2, 3] and table['base']['t2_below'].seeds == 2
+    lines = study.tables(rows).splitlines()
+    assert [line.split(' | ')[1] for line in lines if line.startswith(('| base', '| SCoRe'))] == ['2', '3', '1']
 
 
 def test_all_files_are_written_and_stage_2_is_named_score(workdir):
@@ -59,7 +63,7 @@ def test_all_files_are_written_and_stage_2_is_named_score(workdir):
     assert rows == [{key: row[key] for key in row if key != 'by'} | {'method': row['method'].replace('stage2', 'score')}
                     for seed in range(3) for row in ROWS if row['seed'] == seed]
     text = (workdir / 'study.md').read_text()
-    assert '| base | 33.3 [19.0, 47.7] | 23.3' in text
+    assert '| base | 3 | 33.3 [19.0, 47.7] | 23.3' in text
     assert '60 / 64.4 / 4.4' in text
     assert '<svg' in (workdir / 'study.html').read_text()
 
