@@ -56,6 +56,22 @@ def test_a_seed_without_the_method_is_in_no_difference(workdir):
     assert [line.split(' | ')[1] for line in lines if line.startswith(('| base', '| SCoRe'))] == ['2', '3', '1']
 
 
+def test_a_row_says_whether_it_goes_the_way_of_the_paper():
+    def estimate(mean, reach):
+        return study.Estimate(mean / 100, (mean - reach) / 100, (mean + reach) / 100, 5)
+
+    def said(delta, below, paper):
+        return study.agreement({'delta': estimate(*delta), 't2_below': estimate(*below)}, paper)
+
+    better, worse, copies = (60.0, 62.0, 2.0), (60.0, 58.0, -2.0), (60.0, 60.4, 0.4)
+    assert said((3, 1), (4, 1), better) == said((-3, 1), (4, 1), worse) == 'delta yes, t2 yes'
+    assert said((3, 1), (-4, 1), worse) == 'delta no, t2 no'
+    assert said((3, 4), (4, np.nan), better) == 'delta open, t2 open'
+    assert said((0.9, 3), (4, 1), copies) == 'delta yes, t2 yes' and said((-1.1, 0.1), (4, 1), copies)[:8] == 'delta no'
+    assert said((3, 1), (4, 1), ()) == '' and said((0.5, 1), (4, 1), study.METHODS['multi_turn'].paper) == 'delta yes'
+    assert study.agreement({'delta': estimate(3, 1)}, study.METHODS['score'].paper) == 'delta yes'
+
+
 def test_all_files_are_written_and_stage_2_is_named_score(workdir):
     for path in study.write(workdir):
         assert path.stat().st_size > 100
