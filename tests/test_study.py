@@ -1,6 +1,7 @@
 """The tables of a study say what the rows of its seeds say."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,11 @@ def test_all_files_are_written_and_stage_2_is_named_score(workdir):
     assert '| base | 3 | 33.3 [19.0, 47.7] | 23.3' in text
     assert '60 / 64.4 / 4.4' in text
     assert '<svg' in (workdir / 'study.html').read_text()
+
+
+def test_the_tables_that_are_kept_are_those_of_the_rows_that_are_kept():
+    folder = Path(__file__).parents[1] / 'benchmarks'
+    assert study.tables(json.loads((folder / 'study.json').read_text())).strip() in (folder / 'study.md').read_text()
 
 
 def test_a_method_of_ones_own_and_markup_in_its_name_stand_as_they_are(workdir):
