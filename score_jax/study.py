@@ -18,6 +18,7 @@ import dataclasses
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,13 +32,17 @@ from score_jax.workdir import write_json
 
 SCORE = 'score'
 _LEFT_OUT = ('by', 'edit_histogram')
+_NOTHING = 1.0  # points of delta that count as none
 FIGURES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
 _HEADS = ('accuracy@t1', 'accuracy@t2', 'delta', 'i->c', 'c->i', 'changed')
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the tables: its name for people; the paper's t1, t2, delta, i->c, c->i (MATH500, percent; ICLR 2025)."""
+    """A row of the tables: its name for people; the paper's t1, t2, delta, i->c, c->i (MATH500, percent; ICLR 2025).
+
+    NaN is what the paper shows in a figure only.
+    """
 
     label: str
     paper: tuple[float, ...] = ()
@@ -51,7 +56,7 @@ METHODS = {
     'pair_sft': Method('Pair-SFT', (52.4, 54.2, 1.8, 5.4, 3.6)),
     'pair_sft_correct': Method('Pair-SFT, correct->correct pairs too', (55.0, 55.0, 0.0, 0.0, 0.0)),
     'single_turn': Method('single-turn RL', (61.8, 59.4, -2.4)),
-    'multi_turn': Method('multi-turn RL'),
+    'multi_turn': Method('multi-turn RL', (math.nan, math.nan, 0.0)),
     'stage1': Method('Stage I'),
     SCORE: Method('SCoRe', (60.0, 64.4, 4.4, 5.8, 1.4)),
     'without_stage1': Method('SCoRe without Stage I', (59.2, 61.4, 2.2)),
@@ -82,11 +87,12 @@ def collect(workdir: Path) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval; the interval is NaN for a single seed."""
+    """A mean over so many seeds with its interval; the interval is NaN for a single seed."""
 
     mean: float
     low: float
     high: float
+    seeds: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -94,9 +100,9 @@ def estimate(values: Sequence[float]) -> Estimate:
     values = np.asarray(values, float)
     mean, n = float(values.mean()), len(values)
     if n < 2:
-        return Estimate(mean, float('nan'), float('nan'))
+        return Estimate(mean, float('nan'), float('nan'), n)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - reach, mean + reach)
+    return Estimate(mean, mean - reach, mean + reach, n)
 
 
 def summary(rows: Sequence[Mapping], temperature: float) -> dict[str, dict[str, Estimate]]:
@@ -134,8 +140,10 @@ def write(workdir: Path) -> list[Path]:
 def tables(rows: Sequence[Mapping]) -> str:
     """A table for each temperature, in Markdown."""
     seeds = sorted({row['seed'] for row in rows})
-    parts = [f'Percent; mean over seeds {", ".join(map(str, seeds))} with 95 % intervals over seeds. "below SCoRe" is '
-             'the paired difference at the same seed. Paper: MATH500, greedy (arXiv 2409.12917).\n']
+    parts = [f'Percent; mean over seeds {", ".join(map(str, seeds))} with 95 % intervals over seeds; `seeds` says how '
+             'many of them have the method. "below SCoRe" is the paired difference at the same seed. "as in the '
+             'paper": whether the intervals of delta and of t2 below SCoRe lie on the paper\'s side of 0. Paper: '
+             'MATH500, greedy (arXiv 2409.12917).\n']
     for temperature in sorted({row['temperature'] for row in rows}, reverse=True):
         problems = {row['n'] for row in rows}
         name = f'temperature {temperature:g}' if temperature else 'greedy'
@@ -145,16 +153,43 @@ def tables(rows: Sequence[Mapping]) -> str:
 
 
 def _table(table: Mapping[str, Mapping[str, Estimate]]) -> str:
-    heads = ['method', *_HEADS, 't2 below SCoRe', 'delta below SCoRe', 'paper: t1 / t2 / delta', 'i->c / c->i']
+    heads = ['method', 'seeds', *_HEADS, 't2 below SCoRe', 'delta below SCoRe', 'as in the paper',
+             'paper: t1 / t2 / delta', 'i->c / c->i']
     lines = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
     for name, row in table.items():
         paper = METHODS[name].paper if name in METHODS else ()
-        cells = [METHODS[name].label if name in METHODS else name]
+        cells = [METHODS[name].label if name in METHODS else name, str(row['t2'].seeds)]
         cells += [_cell(row[key], signed=key == 'delta') for key in FIGURES]
         cells += [_cell(row.get(f'{key}_below'), signed=True) for key in ('t2', 'delta')]
-        cells += [' / '.join(f'{value:g}' for value in part) for part in (paper[:3], paper[3:])]
+        cells.append(agreement(row, paper))
+        cells += [' / '.join('-' if math.isnan(value) else f'{value:g}' for value in part)
+                  for part in (paper[:3], paper[3:])]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def agreement(row: Mapping[str, Estimate], paper: Sequence[float]) -> str:
+    """Whether delta, and t2 beside SCoRe's, go the way they go in the paper; '' where it has no such method.
+
+    'open' is an interval over seeds that holds 0, or none. A delta of the paper within a point of 0 is no gain, and so
+    is ours then if its mean is.
+    """
+    if not paper:
+        return ''
+    own, delta = row['delta'], paper[2]
+    if abs(delta) < _NOTHING:
+        found = ['delta ' + ('yes' if 100 * abs(own.mean) < _NOTHING else 'no')]
+    else:
+        found = ['delta ' + _side(own, delta)]
+    if (below := row.get('t2_below')) and not math.isnan(paper[1]):
+        found.append('t2 ' + _side(below, METHODS[SCORE].paper[1] - paper[1]))
+    return ', '.join(found)
+
+
+def _side(value: Estimate, paper: float) -> str:
+    """Whether the interval lies on the side of 0 that the paper's figure is on."""
+    low, high = (value.low, value.high) if paper > 0 else (-value.high, -value.low)
+    return 'yes' if low > 0 else 'no' if high < 0 else 'open'
 
 
 def _cell(value: Estimate | None, signed: bool) -> str:

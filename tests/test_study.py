@@ -1,6 +1,7 @@
 """The tables of a study say what the rows of its seeds say."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +50,27 @@ def test_differences_from_score_are_paired_by_seed(workdir):
 
 def test_a_seed_without_the_method_is_in_no_difference(workdir):
     rows = [row for row in study.collect(workdir) if not (row['method'] == 'base' and row['seed'] == 1)]
-    np.testing.assert_allclose(study.summary(rows, 1.0)['base']['t2_below'].mean, 0.4)
+    table = study.summary(rows, 1.0)
+    np.testing.assert_allclose(table['base']['t2_below'].mean, 0.4)
+    assert [table[name]['t2'].seeds for name in ('base', 'score')] == [2, 3] and table['base']['t2_below'].seeds == 2
+    lines = study.tables(rows).splitlines()
+    assert [line.split(' | ')[1] for line in lines if line.startswith(('| base', '| SCoRe'))] == ['2', '3', '1']
+
+
+def test_a_row_says_whether_it_goes_the_way_of_the_paper():
+    def estimate(mean, reach):
+        return study.Estimate(mean / 100, (mean - reach) / 100, (mean + reach) / 100, 5)
+
+    def said(delta, below, paper):
+        return study.agreement({'delta': estimate(*delta), 't2_below': estimate(*below)}, paper)
+
+    better, worse, copies = (60.0, 62.0, 2.0), (60.0, 58.0, -2.0), (60.0, 60.4, 0.4)
+    assert said((3, 1), (4, 1), better) == said((-3, 1), (4, 1), worse) == 'delta yes, t2 yes'
+    assert said((3, 1), (-4, 1), worse) == 'delta no, t2 no'
+    assert said((3, 4), (4, np.nan), better) == 'delta open, t2 open'
+    assert said((0.9, 3), (4, 1), copies) == 'delta yes, t2 yes' and said((-1.1, 0.1), (4, 1), copies)[:8] == 'delta no'
+    assert said((3, 1), (4, 1), ()) == '' and said((0.5, 1), (4, 1), study.METHODS['multi_turn'].paper) == 'delta yes'
+    assert study.agreement({'delta': estimate(3, 1)}, study.METHODS['score'].paper) == 'delta yes'
 
 
 def test_all_files_are_written_and_stage_2_is_named_score(workdir):
@@ -59,9 +80,14 @@ def test_all_files_are_written_and_stage_2_is_named_score(workdir):
     assert rows == [{key: row[key] for key in row if key != 'by'} | {'method': row['method'].replace('stage2', 'score')}
                     for seed in range(3) for row in ROWS if row['seed'] == seed]
     text = (workdir / 'study.md').read_text()
-    assert '| base | 33.3 [19.0, 47.7] | 23.3' in text
+    assert '| base | 3 | 33.3 [19.0, 47.7] | 23.3' in text
     assert '60 / 64.4 / 4.4' in text
     assert '<svg' in (workdir / 'study.html').read_text()
+
+
+def test_the_tables_that_are_kept_are_those_of_the_rows_that_are_kept():
+    folder = Path(__file__).parents[1] / 'benchmarks'
+    assert study.tables(json.loads((folder / 'study.json').read_text())).strip() in (folder / 'study.md').read_text()
 
 
 def test_a_method_of_ones_own_and_markup_in_its_name_stand_as_they_are(workdir):
