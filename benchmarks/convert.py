@@ -1,7 +1,8 @@
 """Memory of the conversion both ways, of a model in the shape of Gemma 2 2B: `python -m benchmarks.convert`.
 
 It makes the model of random bits in a temporary folder, which needs 16 GB of disk; --layers=N makes a smaller one. Each
-way is run as a user would, in a process of its own, whose peak the kernel tells. What comes back is compared bit by bit.
+way is run as a user would, in a process of its own, whose peak the kernel tells. What comes back is compared bit by
+bit.
 """
 
 import argparse

@@ -11,7 +11,6 @@ line of metrics and samples, each there once. Ends with status 1 where anything 
 """
 
 import collections
-import json
 import os
 import random
 import shutil

@@ -96,7 +96,8 @@ class Checkpoints:
             if self._manager is None:
                 self._manager = self._open(streamed=any(isinstance(x, Streamed) for x in arrays.values()))
             self._manager.save(step, args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays, save_args=save_args(arrays)), meta=ocp.args.JsonSave(record)), force=True)
+                state=ocp.args.PyTreeSave(arrays, save_args=save_args(arrays)),
+                meta=ocp.args.JsonSave(record)), force=True)
         except (OSError, ValueError) as error:
             processes.check(error)
             raise self._not_written(error) from error

@@ -3,15 +3,15 @@
 Letters: B rows of the turn, b <= B of them in flight, M tokens of a response at most, D width, S cache slots.
 
 A step draws one token in every row in flight and reads it. Rows that are done are of no use there, so whenever few
-enough are left, those are picked and go on alone; the others are parked with what they have (B = 8, E: end of response):
+enough are left, those are picked and go on alone; the others are parked with what they have (B = 8, E: the end):
 
     rows     0 1 2 3 4 5 6 7          0 1 2 3 4 5 6 7           0 1 2 3 4 5 6 7
     drawn    a a a a a a a a          a a E a a E E a           a a E a a E E a   parked
              b b E b b E E b    ->    b b   b b     b     ->      c   d     e     in flight: rows 1 3 4 7
              c E   c c     c          c E   c c     c             d   E     E
 
-At the end all that was drawn lands in its rows, and so does the cache where another turn is to follow. Rows stay on their
-devices: each of the parts that the batch is divided into picks as many.
+At the end all that was drawn lands in its rows, and so does the cache where another turn is to follow. Rows stay on
+their devices: each of the parts that the batch is divided into picks as many.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Directories of Hugging Face models: safetensors straight onto the mesh, and back.
 
 One tensor at a time passes through the host, so beside the parameters themselves (which on CPU are in host memory too)
-no more is needed than the largest tensor; and of parameters that are `Streamed` one is there at a time. All names, shapes and types are checked before the first one is read.
+no more is needed than the largest tensor; and of parameters that are `Streamed` one is there at a time. All names,
+shapes and types are checked before the first one is read.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class Scorer:
 
     def statistics(self, params, batch) -> TokenStatistics:
         """`[B, T]`, of the rows of `batch`: a trajectory and its layout."""
-        (trajectory, layout), sampled = batch, self._sampled(batch)
+        (trajectory, _), sampled = batch, self._sampled(batch)
         reads = self._read(self.whole(params), batch, sampled), *self._read_reference(batch, sampled)
         known = self.head.read(*zip(*reads), sampled, trajectory.tokens.size // self.head.shards)
         return self._spread(known, batch)
@@ -170,7 +170,7 @@ class Scorer:
           derivatives: from `TokenStatistics [B, T]` to the same of derivatives. Those by a token may depend on later
             tokens alone, or `first_pass` is true.
         """
-        (trajectory, layout), sampled = batch, self._sampled(batch)
+        (trajectory, _), sampled = batch, self._sampled(batch)
         own, back = jax.vjp(lambda params: self._read(self.whole(params), batch, sampled), params)
         reads, width = (own, *self._read_reference(batch, sampled)), trajectory.tokens.size // self.head.shards
 

@@ -5,7 +5,7 @@ Letters: P problems, B rows (P x K1, after the fork P x K1 x K2), T columns, V v
 Turn 2 reads the exact tokens of turn 1: every sampled token is read at once, so its keys and values
 are in the cache already, and only the instruction is prefilled on top:
 
-    prefill        P P P                  the prompt; what comes next is carried as `next_logits`
+    prefill        P P P                  the prompt; the hidden state of its last token says what comes next
     turn 1               a b E            sample, read, sample, read ..., the end token included
     prefill                    i i        the instruction alone
     turn 2                         c ...

@@ -109,7 +109,8 @@ def test_what_lies_beyond_the_cache_is_dropped():
 def test_bfloat16_is_the_compute_type_and_logits_are_float32():
     config = tiny(dtype='bfloat16')
     params = random_params(config)
-    logits, cache = forward(params, config, TOKENS, np.tile(np.arange(9), (3, 1)), lm.stacked(lm.new_cache(config, 3, 9), config.layers))
+    cache = lm.stacked(lm.new_cache(config, 3, 9), config.layers)
+    logits, cache = forward(params, config, TOKENS, np.tile(np.arange(9), (3, 1)), cache)
     assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
     exact = all_logits(params, tiny())
     assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()

@@ -1,6 +1,5 @@
 """Several processes are one run: they do what one process does, stop together, and none waits for one that is gone."""
 
-import json
 import os
 import shutil
 import signal
@@ -95,7 +94,8 @@ def two(tmp_path_factory) -> Path:
 def arrays(stage: Path, step: int = STEPS) -> dict[str, np.ndarray]:
     with ocp.PyTreeCheckpointer() as reader:
         path = stage / f'checkpoints/{step}/state'
-        like = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
+        tree = reader.metadata(path).item_metadata.tree
+        like = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=like))
 
 
