@@ -102,8 +102,8 @@ def test_the_page_says_how_sides_compare():
         return [{'seconds': 9.0, 'peak': 2**30, **more}, *[{'seconds': seconds, 'peak': 2**30, **more}] * 2]
     first = {'loss': 1.0, 't1': 0.25}
     lines = report.ratios({'workloads': {
-        'W1': {'score_jax': side(2, turns=[1.0, 1.02], tokens=8192, programs=0), 'transformers, so': side(3, tokens=8192),
-               'transformers, else': side(4, tokens=8192)},
+        'W1': {'score_jax': side(2, turns=[1.0, 1.02], tokens=8192, programs=0),
+               'transformers, so': side(3, tokens=8192), 'transformers, else': side(4, tokens=8192)},
         'W2': {'score_jax': side(2, grad_norm=1.5), 'PyTorch': side(3, grad_norm=1.5)},
         'step': {'score_jax': side(4), 'TRL': side(6, rollout=2.5)},
         'W4': {'score_jax': side(2, first=first), 'at abc': side(3, first=first | {'t1': 0.5})},
@@ -114,7 +114,9 @@ def test_the_page_says_how_sides_compare():
         'W2: norm of the gradient on the first weights: score_jax 1.5, PyTorch 1.5',
         'step: TRL samples in 2.5 s of its step', 'W4: 1.50 x as fast as the best other (at abc)',
         'W4: the figures of the first step differ by 0.2 at most from those at abc',
-        'devices: 8 virtual devices take 3 s where one takes 2 s (1.50 x); what they tell each other takes 0.5 s by itself'):
+        'devices: 8 virtual devices take 3 s where one takes 2 s (1.50 x); '
+        'what they tell each other takes 0.5 s by itself'):
         assert line in lines
-    assert table.summed({'W1': {'transformers, so': side(3), 'transformers, else': side(2.5)}, 'W2': {'PyTorch': side(3)}}
-                        ) == [('transformers and PyTorch, W1 + W2', 5.5)]
+    whole = table.summed({
+        'W1': {'transformers, so': side(3), 'transformers, else': side(2.5)}, 'W2': {'PyTorch': side(3)}})
+    assert whole == [('transformers and PyTorch, W1 + W2', 5.5)]

@@ -99,8 +99,8 @@ def to_weights(x, y):
 
 def measure(library, work: Workload, clock, least: float) -> dict[str, float]:
     """Operations a second: `decode body` and `decode head` with a token of each row, `forward` and `weights` (the
-    product that is the gradient of weights) with many; `bandwidth`, bytes read a second. A trial takes `least` seconds or
-    more."""
+    product that is the gradient of weights) with many; `bandwidth`, bytes read a second. A trial takes `least`
+    seconds or more."""
     shape, dtype = work.shape, work.shape.dtype
     layers = [[library.array(size, dtype) for size in shape.products] for _ in range(shape.layers)]
     embedding = library.array((shape.vocab_size, shape.width), dtype)

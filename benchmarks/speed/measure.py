@@ -33,8 +33,8 @@ def everything(found, say) -> dict:
     settings = Settings(
         threads=found.threads, clock=found.clock, quick=found.quick, weights=found.weights.resolve())
     with _tree(found.baseline) as tree:
-        limits = {name: _limits(name, peers, settings, say)
-                  for name in dict.fromkeys(limits_of(name) for name in wanted if name not in ('W4', 'demo', 'devices'))}
+        bounded = dict.fromkeys(limits_of(name) for name in wanted if name not in ('W4', 'demo', 'devices'))
+        limits = {name: _limits(name, peers, settings, say) for name in bounded}
         figures = {}
         for name in [name for name in wanted if name != 'limits']:
             those = [side for side in SIDES if side.workload == name and side.environment in peers | {''}]

@@ -13,12 +13,13 @@ from benchmarks.speed.sides import OURS, SIDES
 _RATES = {
     'decode body': 'layers, a token of each row', 'decode head': 'head, a token of each row',
     'forward': 'layers, many tokens', 'weights': 'gradient of weights', 'bandwidth': 'reading memory (GB/s)'}
-_READ = '''The sides are processes of their own. Each gets warm, then they run one repetition after another, A B C A B C,
-one at work at a time; medians are over repetitions. Tokens/s are sampled tokens that are of use: none after a row's end.
-"Faster by" is a side's seconds over score_jax's. The limit is the arithmetic that the method needs (no padding, nothing twice) at
-the highest rate at which a library runs the very products of the workload here, or the bytes that must be read at the
-highest rate of reading, whichever takes longer. Peak memory is that of the whole process in a repetition, weights and
-libraries included. "Compiled in" is empty for a side that compiles nothing.'''
+_READ = '''The sides are processes of their own. Each gets warm, then they take turns, A B C A B C,
+one at work at a time; medians are over repetitions. Tokens/s are sampled tokens that are of use: none after a row's
+end. "Faster by" is a side's seconds over score_jax's. The limit is the arithmetic that the method needs (no padding,
+nothing twice) at the highest rate at which a library runs the very products of the workload here, or the bytes that
+must be read at the highest rate of reading, whichever takes longer. Peak memory is that of the whole process in a
+repetition, weights and libraries included. "Compiled in" is empty for a side that compiles nothing. The figures of W4
+are those of one step; what `docs/speed.md` says of each workload and peer belongs to the table.'''
 
 
 def markdown(results: dict) -> str:
@@ -99,5 +100,5 @@ def devices(sides: dict[str, list[dict]]) -> list[str]:
     one, eight, alone = map(table.seconds, sides.values())
     if not (one and eight and alone):
         return []
-    return [f'devices: 8 virtual devices take {eight:.3g} s where one takes {one:.3g} s ({eight / one:.2f} x); what they '
-            f'tell each other takes {alone:.3g} s by itself']
+    return [f'devices: 8 virtual devices take {eight:.3g} s where one takes {one:.3g} s ({eight / one:.2f} x); what '
+            f'they tell each other takes {alone:.3g} s by itself']

@@ -67,7 +67,7 @@ SIDES = [
     _ours('step', 'step', 'step', most=2),
     _peer('step', 'step', 'TRL', 'trl_step', '', 'trl', most=2),
     _ours('W3', 'rollout', 'sample'),
-    _peer('W3', 'rollout', 'transformers', 'transformers_generate', 'carried', most=2),
+    _peer('W3', 'rollout', 'transformers', 'transformers_generate', 'carried-static', most=2),
     _peer('W3', 'rollout', 'Tunix', 'tunix_step', 'sample', 'tunix', most=1),
     _ours('W4', 'demo', 'steps', 'demo'),
     _ours('memory', 'update', 'update-once', most=1),
@@ -173,7 +173,7 @@ def write_weights(workload: str, settings: Settings) -> None:
 
 
 def alternate(sides: list[Side], repeats: int, settings: Settings, say) -> dict[str, list[dict]]:
-    """By name, the figures of the warm-up and of each repetition; `{'failed': ...}` is the last of a side that fails."""
+    """By name, the figures of the warm-up and of each repetition; `{'failed': ...}` ends those of one that fails."""
     found, ready = collections.defaultdict(list), []
     for side in sides:
         try:

@@ -8,8 +8,8 @@ from benchmarks.speed import workloads
 from benchmarks.speed.sides import OURS
 
 GIB = 2**30
-_HEAD = ('workload', 'side', 'median', 'lowest to highest', 'score_jax is faster by', 'share of the limit', 'peak memory',
-         'compiled in')
+_HEAD = ('workload', 'side', 'median', 'lowest to highest', 'score_jax is faster by', 'share of the limit',
+         'peak memory', 'compiled in')
 
 
 def best_limits(limits: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -55,7 +55,8 @@ def _share(value: float | None) -> str:
     return f'{100 * value:.0f} %' if value is not None else ''
 
 
-def rows(workload: str, part: str, found: dict[str, list[dict]], limits, work: workloads.Workload | None) -> list[tuple]:
+def rows(
+    workload: str, part: str, found: dict[str, list[dict]], limits, work: workloads.Workload | None) -> list[tuple]:
     """One of each side; rollouts as tokens a second, all else as seconds."""
     made = []
     least = limit_seconds(part, limits, work) if work else None
@@ -93,7 +94,8 @@ def ratio(value: float, found: dict[str, list[dict]]) -> tuple[str, ...]:
 def summed(figures: dict[str, dict[str, list[dict]]]) -> list[tuple[str, float]]:
     """Whole steps of those that have none of their own: their best rollout in W1 and their best update in W2."""
     made = []
-    for label, rollout, update in (('transformers and PyTorch', 'transformers', 'PyTorch'), ('Tunix', 'Tunix', 'Tunix')):
+    for label, rollout, update in (
+        ('transformers and PyTorch', 'transformers', 'PyTorch'), ('Tunix', 'Tunix', 'Tunix')):
         best = [min((seconds(found) for name, found in figures.get(workload, {}).items()
                      if name.startswith(start) and seconds(found)), default=None)
                 for workload, start in (('W1', rollout), ('W2', update))]

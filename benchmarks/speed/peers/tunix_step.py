@@ -2,8 +2,8 @@
 
 Its sampler takes strings and starts each call with an empty cache, so turn 2 reads turn 1 again; each turn has a cache
 that is as long as that turn needs. It has no way to end rows at given lengths: where they end, it samples as long as
-it would wait for the longest, and the tokens of use are counted. The update is that of its GRPO learner: log-probabilities of
-the reference by its own function, then a step of its trainer on its GRPO loss with the KL on.
+it would wait for the longest, and the tokens of use are counted. The update is that of its GRPO learner:
+log-probabilities of the reference by its own function, then a step of its trainer on its GRPO loss with the KL on.
 """
 
 from __future__ import annotations
