@@ -111,7 +111,7 @@ def test_two_processes_do_what_one_does(alone, two):
     assert {line['outcomes']['turn2'].get('correct', 0) for line in many} != {0}
     for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys()
-        for key in a.keys() - {key for key in a if 'second' in key}:
+        for key in a.keys() - {key for key in a if 'second' in key} - {'compiled', 'utilisation'}:
             assert a[key] == (pytest.approx(b[key], abs=1e-4) if isinstance(a[key], float) else b[key]), key
     check_close(alone, two)
 
