@@ -39,6 +39,7 @@ STEPS = flags.DEFINE_integer('steps', 400, 'Steps of each of the two stages.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the faults.')
 KINDS = {'SIGKILL': 3, 'SIGTERM': 2, 'worker': 5}  # how often each comes
 STAGES = ('base', 'stage1')
+_OF_THE_CLOCK = ('slow', 'slowest', 'compiled', 'utilisation')
 _STUCK = 300  # seconds without a new line: the run hangs
 _GRACE = 120  # seconds in which all processes must have ended once one has
 _ENDS = (0, RESTART, -signal.SIGKILL, -signal.SIGTERM)  # exit codes of a fault
@@ -175,15 +176,18 @@ def faulty(workdir: Path) -> collections.Counter:
 
 
 def rows(path: Path) -> list[dict]:
-    """Lines less what depends on the clock."""
-    return [{key: value for key, value in row.items() if 'second' not in key and key not in ('slow', 'slowest')}
+    """Lines less what depends on the clock, and on when the process was started."""
+    return [{key: value for key, value in row.items() if 'second' not in key and key not in _OF_THE_CLOCK}
             for row in read_jsonl(path)]
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    """The arrays of the last checkpoint."""
+    """The arrays of the last checkpoint, on whichever devices they were."""
+    path = folder / 'checkpoints' / str(STEPS.value) / 'state'
     with ocp.PyTreeCheckpointer() as reader:
-        arrays = reader.restore(folder / 'checkpoints' / str(STEPS.value) / 'state')
+        names = reader.metadata(path).item_metadata.tree
+        arrays = reader.restore(path, args=ocp.args.PyTreeRestore(
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}))
     return {name: np.asarray(x).tobytes() for name, x in arrays.items()}
 
 

@@ -65,7 +65,7 @@ def device_memory(config: MeshConfig) -> int | None:
     """Bytes of a device, of those that are named or of those that are here; None where they do not say."""
     if config.name:
         return accelerators.named(config.name).memory
-    return (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
+    return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
 
 
 def propose(config: MeshConfig, need: Need, devices: int, memory: int | None) -> MeshConfig:
