@@ -50,6 +50,7 @@ _LARGE_LORA = _LARGE | {
     'learning_rate': 1e-4, 'batch': 8, 'lora.rank': 16, 'lora.alpha': 32.0, 'memory.params': 'bfloat16'}
 for _name in ('math-gemma2-9b', 'math-qwen2.5-7b'):
     _STAGE |= {_name: _LARGE, f'{_name}-lora': _LARGE_LORA}
+_STAGE['math-gemma2-9b-lora'] = _LARGE_LORA | {'batch': 4}  # keys and values of a token are six times those of Qwen
 _BETA2 = {name: 0.25 if name.startswith('mbpp') else 0.1 for name in _MODELS}
 
 SHARED_PRESETS = {
@@ -64,7 +65,7 @@ STAGE2_PRESETS = {
     for name, shared in SHARED_PRESETS.items()}
 # Greedy, as in the paper, on MATH500, HumanEval and 1,280 of the 1,319 test problems of GSM8K.
 _MEASURED = {
-    'math': {'problems': 500}, 'mbpp': {'split': 'humaneval', 'problems': 164}, 'colab': {'problems': 256}}
+    'math': {'problems': 500, 'batch': 16}, 'mbpp': {'split': 'humaneval', 'problems': 164}, 'colab': {'problems': 256}}
 EVALUATE_PRESETS = {
     name: shared | _ROLLOUT[name] | {'temperatures': (0.0,), 'batch': 64, 'problems': 1280}
     | _MEASURED.get(name.partition('-')[0], {}) | {
