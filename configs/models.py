@@ -48,8 +48,10 @@ _STAGE = {
 _LARGE = _PAPER | {'mesh.model': 4, 'memory.remat': 'nothing', 'group.second': 1}
 _LARGE_LORA = _LARGE | {
     'learning_rate': 1e-4, 'batch': 8, 'lora.rank': 16, 'lora.alpha': 32.0, 'memory.params': 'bfloat16'}
-for _name in ('math-gemma2-9b', 'math-qwen2.5-7b'):
+_LARGE_NAMES = ('math-gemma2-9b', 'math-qwen2.5-7b')
+for _name in _LARGE_NAMES:
     _STAGE |= {_name: _LARGE, f'{_name}-lora': _LARGE_LORA}
+_STAGE['math-gemma2-9b-lora'] = _LARGE_LORA | {'batch': 4}  # keys and values of a token are six times those of Qwen
 _BETA2 = {name: 0.25 if name.startswith('mbpp') else 0.1 for name in _MODELS}
 
 SHARED_PRESETS = {
@@ -66,7 +68,8 @@ STAGE2_PRESETS = {
 _MEASURED = {
     'math': {'problems': 500}, 'mbpp': {'split': 'humaneval', 'problems': 164}, 'colab': {'problems': 256}}
 EVALUATE_PRESETS = {
-    name: shared | _ROLLOUT[name] | {'temperatures': (0.0,), 'batch': 64, 'problems': 1280}
+    name: shared | _ROLLOUT[name] | {
+        'temperatures': (0.0,), 'batch': 16 if name.startswith(_LARGE_NAMES) else 64, 'problems': 1280}
     | _MEASURED.get(name.partition('-')[0], {}) | {
         key: text.removesuffix('\n\nFeedback:').removesuffix('\n\nReview:').removesuffix(_LEAD)
         for key, text in tasks.EVALUATE_PRESETS['mbpp-tiny' if name.startswith('mbpp') else 'math-tiny'].items()
