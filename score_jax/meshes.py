@@ -121,7 +121,7 @@ def table(learner: Learner, beside: Iterable[tuple[str, str, int]] = ()) -> str:
     width = max(len(axes) for _, axes, _ in lines)
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     return '\n'.join(
-        [f'layout on {mesh.size} device(s) ({axes}), and what one holds']
+        [f'layout on {mesh.size} device{"s" * (mesh.size > 1)} ({axes}), and what one holds']
         + [f'  {name:<27}  {how:<{width}}{show(size)}' for name, how, size in lines])
 
 

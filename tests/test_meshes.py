@@ -93,7 +93,7 @@ def test_a_mesh_may_be_given_by_its_name_alone(monkeypatch):
 def test_the_table_has_every_array_and_its_share(lora):
     learner = Learner(tiny(), OPTIMIZER, mesh_of(2, 2, 2), 4, memory(), lora)
     lines = meshes.table(learner, [('KV cache', '8 rows', 3 * GIB)]).splitlines()
-    assert '8 device(s) (data 2 x fsdp 2 x model 2)' in lines[0] and '3.00 GiB' in lines[-1]
+    assert '8 devices (data 2 x fsdp 2 x model 2)' in lines[0] and '3.00 GiB' in lines[-1]
     query = next(line for line in lines if line.split()[0] == ('base/' if lora else '') + 'layers/query')
     assert 'layers 2, embed 16 / 2 fsdp, heads 4 / 2 model, head_dim 4' in query
     arrays = jax.tree.leaves(lm.abstract(tiny(), learner.mesh))
@@ -110,7 +110,7 @@ def test_a_run_starts_with_its_layout(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match='no further'):
         run(config, tmp_path / 'w')
     said = capsys.readouterr().out
-    assert 'layout on 8 device(s) (data 2 x fsdp 2 x model 2)' in said
+    assert 'layout on 8 devices (data 2 x fsdp 2 x model 2)' in said
     for name in ('layers/query', 'optimiser', 'reference', 'KV cache'):
         assert name in said
 
