@@ -30,6 +30,7 @@ _HEAD_COPIES = 4  # logits of policy and reference, weights of the policy's law,
 # Arrays of [heads, queries, slots] in float32 in the backward pass of a block of attention: scores, weights, and what
 # comes back.
 _SCORE_COPIES = 4
+_VIRTUAL = 2048  # devices that XLA makes of one CPU
 _USABLE = 0.85  # of a device's memory, by plan: the rest is for what the plan does not know of
 
 
@@ -80,11 +81,15 @@ def pretend(mesh: MeshConfig) -> None:
     Without a name, -1 counts as 1.
 
     Raises:
-      UserError: jax has looked already, and has another number.
+      UserError: they are too many, or jax has looked already and has another number.
     """
     devices = math.prod(max(size, 1) for size in (mesh.data, mesh.fsdp, mesh.model))
     if mesh.name:
         devices = accelerators.named(mesh.name).devices
+    if devices > _VIRTUAL:
+        raise UserError(
+            f'config.mesh asks for {devices} devices, but a dry run can make {_VIRTUAL} of one CPU at most; look at a '
+            'smaller mesh with the same fsdp and model: more devices along data hold and compute the same.')
     try:
         jax.config.update('jax_num_cpu_devices', devices)
         jax.config.update('jax_platforms', 'cpu')

@@ -72,6 +72,13 @@ def test_a_run_on_other_devices_than_are_named_is_refused(tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
+def test_a_dry_run_of_more_devices_than_can_be_made_is_refused(tmp_path):
+    config = stage1.get_config()
+    config.dry_run, config.mesh.name = True, 'v5p-17920'
+    with pytest.raises(UserError, match='8960 devices, but a dry run can make 2048 .*same fsdp and model'):
+        run(config, tmp_path / 'w')
+
+
 def test_a_workdir_in_a_bucket_is_refused_rather_than_made_a_folder_of_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='--workdir=gs://bucket/runs is an address; .*mount'):
