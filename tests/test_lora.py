@@ -119,7 +119,7 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp('lora')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, 'make_mesh', lambda _: mesh_of(1, 1, 1))
-        of = grading.rewards  # a model that knows nothing earns nothing and would stay as it is: every second row is right
+        of = grading.rewards  # a model that knows nothing earns nothing: every second row is right instead
         patch.setattr(grading, 'rewards', lambda attempts: np.indices(of(attempts).shape)[0] % 2.0)
         params = jax.tree.map(jnp.asarray, random_params(Reinforce(config_of('stage1'), path).model))
         base = Checkpoints(path / 'base' / 'checkpoints')
