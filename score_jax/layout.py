@@ -94,7 +94,7 @@ class Packed(Rows):
 class Tree:
     """Each turn once for all rows that share it.
 
-    As in the rollout, a turn's rows are forked with their cache, and what comes next is read on top of it:
+    As in the rollout, a turn's rows are forked, and what comes next is read behind their keys and values:
 
         turn 1    P P P a b E                       [P * K1] rows
         turn 2                i i c d E             [P * K1 * K2] rows
@@ -117,17 +117,17 @@ class Tree:
 
     def hidden(self, params, config: lm.ModelConfig, trajectory: Trajectory, shards: int, remat: str):
         """As `Rows.hidden`, turn behind turn."""
-        length, starts = trajectory.tokens.shape[1], _turn_starts(trajectory)
-        cache = lm.stacked(
-            lm.new_cache(config, len(trajectory.tokens) // math.prod(self.forks), 0), config.layers)
-        blocks = []
-        for turn, (width, fork) in enumerate(zip(self.widths, self.forks)):
+        starts, blocks, prefix = _turn_starts(trajectory), [], None
+        for turn, width in enumerate(self.widths):
             sharing = self._sharing(turn)
-            positions = starts[turn][::sharing] + jnp.arange(width)
+            start = starts[turn][::sharing]
+            positions = start + jnp.arange(width)
             block = jnp.take_along_axis(trajectory.tokens[::sharing], positions, axis=1, mode='clip')
-            cache = lm.grow(cache, min(length, cache.slots + width))
-            cache = jax.tree.map(lambda x: jnp.repeat(x, fork, axis=1), cache)
-            hidden, cache = lm.forward(params, config, block, positions, cache, remat=remat)
+            if turn == 0:
+                prefix = lm.no_prefix(config, len(block))
+            else:
+                prefix = _forked(prefix, self.forks[turn], start)
+            hidden, prefix = lm.forward(params, config, block, positions, prefix, remat=remat)
             blocks.append(_by_shard(hidden, shards))
         return jnp.concatenate(blocks, axis=1)
 
@@ -158,6 +158,13 @@ class Tree:
                 total += jnp.where(inside, shared, 0.0)
             return total
         return jax.tree.map(of, stats)
+
+
+def _forked(prefix: lm.Prefix, fork: int, start) -> lm.Prefix:
+    """What each row's `fork` next ones are read behind: it ends at their `start [B * fork, 1]`."""
+    keys, values = (jnp.repeat(x, fork, axis=1) for x in (prefix.keys, prefix.values))
+    positions = jnp.repeat(prefix.positions, fork, axis=0)
+    return lm.Prefix(keys, values, jnp.where(positions < start, positions, lm.UNSEEN))
 
 
 def _by_shard(hidden, shards: int):

@@ -17,6 +17,7 @@ V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.struct
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 
 from score_jax import model as lm
 from score_jax.model.attention import capped
+from score_jax.model.products import times
 from score_jax.sharding import spread
 
 
@@ -144,8 +146,7 @@ class Head:
         return spread(jnp.broadcast_to(head, (self.shards, *head.shape)), ('batch', 'vocab', None))
 
     def _logits(self, hidden, head):
-        logits = jnp.einsum(
-            'gmd,gvd->gmv', hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jax.vmap(functools.partial(times, dtype=jnp.float32))(hidden, head.astype(hidden.dtype).mT)
         return capped(logits, self.model.logit_cap) / self.temperature
 
     def _statistics(self, hidden, heads, tokens) -> TokenStatistics:

@@ -66,6 +66,14 @@ def test_queries_on_a_cache_see_the_slots_up_to_their_position():
     check(lambda q, k, v: attention.attend(q, k, v, tiny(head_dim=16), None, positions), q, k, v, weights, visible)
 
 
+def test_keys_are_seen_by_their_positions():
+    q, k, v, weights = arrays(t=200, s=300, head_dim=16)
+    positions, seen = np.stack([np.arange(40, 240)] * 2), np.stack([np.arange(300)[::-1], np.arange(300) // 2])
+    visible = seen[:, None] <= positions[:, :, None]
+    check(lambda q, k, v: attention.attend(q, k, v, tiny(head_dim=16), None, positions, seen=seen),
+          q, k, v, weights, visible)
+
+
 @pytest.mark.parametrize('window, packed, cap', CASES[1:3])
 def test_splash_attention_says_the_same(window, packed, cap):
     config = tiny(window=window, global_every=2 if window else 1, attention_cap=cap, head_dim=128)

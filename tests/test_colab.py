@@ -20,8 +20,7 @@ def execute(cells: list[str], cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, '-c', program], cwd=cwd, capture_output=True, text=True, timeout=SECONDS, check=False,
         env=os.environ | {
-            'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'MPLBACKEND': 'Agg', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-            'PYTHONPATH': ''})
+            'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'MPLBACKEND': 'Agg', 'PYTHONPATH': ''})
 
 
 @pytest.fixture

@@ -53,15 +53,35 @@ def test_logits_with_a_cache_are_those_without(config):
     close = functools.partial(np.testing.assert_allclose, atol=1e-5 * max(1, np.abs(expected).max()))
     block = np.where(np.arange(5) < read[:, None], TOKENS[:, :5], 7)
     positions = np.broadcast_to(np.arange(5), (3, 5))
-    got, cache = forward(params, config, block, positions, lm.stacked(lm.new_cache(config, 3, 6), config.layers))
+    params = lm.one_by_one(params, config)
+    got, cache = forward(params, config, block, positions, (lm.new_cache(config, 3, 6),) * config.layers)
     for row in range(3):
         close(got[row, :read[row]], expected[row, :read[row]])
-    cache = lm.grow(cache, 8)
-    assert cache.slots == 8
+    cache = tuple(lm.grow(c, 8) for c in cache)
+    assert all(c.slots == 8 for c in cache)
     for step in range(4):
         at = read + step
         got, cache = forward(params, config, TOKENS[range(3), at][:, None], at[:, None], cache)
         close(got[:, 0], expected[range(3), at])
+
+
+@pytest.mark.parametrize('config', [tiny(), CONFIGS['gemma2-tied'], CONFIGS['gemma3-untied']], ids=str)
+def test_logits_behind_a_prefix_are_those_without(config):
+    """Row b has read 2 + b tokens and junk behind them, then reads the rest."""
+    params, read = random_params(config), np.arange(3) + 2
+    expected = all_logits(params, config)
+    block = np.where(np.arange(5) < read[:, None], TOKENS[:, :5], 7)
+    positions = np.broadcast_to(np.arange(5), (3, 5))
+    got, prefix = forward(params, config, block, positions, lm.no_prefix(config, 3))
+    assert prefix.keys.shape == (config.layers, 3, 5, config.kv_heads, config.head_dim)
+    known = np.where(positions < read[:, None], positions, lm.UNSEEN)
+    rest = read[:, None] + np.arange(4)
+    later, prefix = forward(
+        params, config, np.take_along_axis(TOKENS, rest, 1), rest, prefix.replace(positions=known))
+    np.testing.assert_array_equal(prefix.positions, np.concatenate([known, rest], axis=1))
+    for row in range(3):
+        for part, at in ((got[row, :read[row]], slice(read[row])), (later[row], rest[row])):
+            np.testing.assert_allclose(part, expected[row, at], atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 def test_a_local_layer_sees_its_window_and_no_further():
@@ -101,17 +121,18 @@ def test_rotary_pairs_of_llama_3_turn_slower_the_slower_they_are():
 def test_what_lies_beyond_the_cache_is_dropped():
     config, params = tiny(), random_params(tiny())
     positions = np.broadcast_to(np.arange(9), TOKENS.shape)
-    got, cache = forward(params, config, TOKENS, positions, lm.stacked(lm.new_cache(config, 3, 4), config.layers))
+    cache = (lm.new_cache(config, 3, 4),) * config.layers
+    got, cache = forward(lm.one_by_one(params, config), config, TOKENS, positions, cache)
     np.testing.assert_allclose(got[:, :4], all_logits(params, config)[:, :4], atol=1e-5)
-    assert cache.slots == 4
+    assert all(c.slots == 4 for c in cache)
 
 
 def test_bfloat16_is_the_compute_type_and_logits_are_float32():
     config = tiny(dtype='bfloat16')
     params = random_params(config)
-    cache = lm.stacked(lm.new_cache(config, 3, 9), config.layers)
-    logits, cache = forward(params, config, TOKENS, np.tile(np.arange(9), (3, 1)), cache)
-    assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
+    cache, positions = (lm.new_cache(config, 3, 9),) * config.layers, np.tile(np.arange(9), (3, 1))
+    logits, cache = forward(lm.one_by_one(params, config), config, TOKENS, positions, cache)
+    assert logits.dtype == jnp.float32 and all(c.keys.dtype == jnp.bfloat16 for c in cache)
     exact = all_logits(params, tiny())
     assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
 

@@ -44,7 +44,7 @@ class Run:
             [sys.executable, 'launch/main.py', '--config=configs/stage1.py', f'--workdir={workdir}',
              *(f'--config.{key}={value}' for key, value in TINY.items())],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})
+            env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
 
     def signal_when(self, number: signal.Signals, file: Path, lines: int) -> tuple[int, str]:
         """Sends a signal as soon as `file` has so many lines: how the run ended, and what it said of that."""

@@ -105,18 +105,18 @@ def test_neither_chunk_nor_padding_changes_what_is_sampled(variant):
 
 @pytest.mark.parametrize('forks', [(1, 1), (2, 3)])
 def test_rows_that_are_done_make_room_and_nothing_else_changes(forks, monkeypatch):
-    """Of 24 rows and more those that are done are parked, in both turns, once after another."""
+    """Of 16 rows and more those that are done are parked, in both turns, once after another."""
     def rollout_of(fewest):
         sizes, of = [], decode.decode
         monkeypatch.setattr(decode, '_FEWEST', fewest)
         monkeypatch.setattr(decode, 'decode', lambda *args: sizes.append(len(args[2].row)) or of(*args))
         trajectory = sampled.__wrapped__(
-            forks=forks, prompts=tuple(map(tuple, PROMPTS * 6)), max_tokens=12, max_length=48, chunk=2)
+            forks=forks, prompts=tuple(map(tuple, PROMPTS * 4)), max_tokens=8, max_length=40, chunk=2)
         monkeypatch.undo()
         return trajectory, sizes
     (all_along, sizes), (parked, fewer) = rollout_of(1000), rollout_of(2)
     assert_same(parked, all_along)
-    first, second = 24 * forks[0], 24 * forks[0] * forks[1]
+    first, second = 16 * forks[0], 16 * forks[0] * forks[1]
     assert set(sizes) == {first, second}
     at = next(i for i in range(1, len(fewer)) if fewer[i] > fewer[i - 1])
     for turn, rows in ((fewer[:at], first), (fewer[at:], second)):

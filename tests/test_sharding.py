@@ -30,13 +30,6 @@ PROMPTS = [[1], [2, 3, 4], [5, 6], [7], [1, 2], [3], [4, 4, 4], [6]]
 STEPS = 10
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_quickly():
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
 @functools.cache
 def learner_on(*shape: int) -> Learner:
     """What updates on a mesh."""

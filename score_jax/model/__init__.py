@@ -2,11 +2,13 @@
 
 from score_jax.model.config import ModelConfig
 from score_jax.model.params import Param, abstract, declare, draw, initialise, place, shardings
+from score_jax.model.products import Adapted
 from score_jax.model.transformer import (
-    REMAT, Adapted, Cache, fetch_all_but_layers, forward, grow, head_weights, logits, new_cache, one_by_one, stacked)
+    REMAT, UNSEEN, Cache, Prefix, fetch_all_but_layers, forward, grow, head_weights, logits, new_cache,
+    no_prefix, one_by_one)
 
 __all__ = [
-    'REMAT', 'Adapted', 'Cache', 'ModelConfig', 'Param', 'abstract', 'declare', 'draw', 'fetch_all_but_layers',
-    'forward', 'grow', 'head_weights', 'initialise', 'logits', 'new_cache', 'one_by_one', 'place', 'shardings',
-    'stacked',
+    'REMAT', 'UNSEEN', 'Adapted', 'Cache', 'ModelConfig', 'Param', 'Prefix', 'abstract', 'declare', 'draw',
+    'fetch_all_but_layers', 'forward', 'grow', 'head_weights', 'initialise', 'logits', 'new_cache', 'no_prefix',
+    'one_by_one', 'place', 'shardings',
 ]

@@ -22,7 +22,7 @@ def capped(x, cap: float):
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
+def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, seen=None):
     """Each query's mean of the values it sees, `[B, T, H, h]`: those not after it and, in a local layer, near it.
 
     Without positions by a kernel, where the devices have one that takes it. Otherwise a block of queries at a time, so
@@ -34,6 +34,7 @@ def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
       local: `[]`, whether the layer is local: then what is `window` or more positions before is not seen.
       positions: `[B, T]` of the queries in a cache, where slot s holds position s. None: keys and queries are of the
         same tokens in the same order, S = T.
+      seen: `[B, S]`, with positions: those of the keys, where key s is not at position s.
       segments: `[B, T]`, without positions: only what is of the same segment is seen. None: all is of one.
     """
     b, t, heads, head_dim = q.shape
@@ -45,31 +46,33 @@ def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None):
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     if own:
         positions = jnp.arange(t)[None]
+    if seen is None:
+        seen = jnp.arange(k.shape[2])[None]
     out = []
     for start in range(0, t, BLOCK):
         stop = min(start + BLOCK, t)
-        seen = stop if own else k.shape[2]  # of later keys nothing is
-        of = None if segments is None else (segments[:, start:stop], segments[:, :seen])
+        keys = stop if own else k.shape[2]  # later ones are not seen
+        of = None if segments is None else (segments[:, start:stop], segments[:, :keys])
         out.append(_block(
-            q[:, :, :, start:stop], k[:, :, :seen], v[:, :, :seen], positions[:, start:stop], of, local, config))
+            q[:, :, :, start:stop], k[:, :, :keys], v[:, :, :keys], positions[:, start:stop], seen[:, :keys], of, local,
+            config))
     out = jnp.concatenate(out, axis=3) if len(out) > 1 else out[0]
     return checkpoint_name(out.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim), 'attended')
 
 
-@functools.partial(jax.checkpoint, static_argnums=(6,))
-def _block(q, k, v, positions, segments, local, config: ModelConfig):
-    """`q [B, K, G, T, h]` at `positions [B or 1, T]` over `k, v [B, K, S, h]` at positions 0 to S - 1.
+@functools.partial(jax.checkpoint, static_argnums=(7,))
+def _block(q, k, v, positions, seen, segments, local, config: ModelConfig):
+    """`q [B, K, G, T, h]` at `positions [B or 1, T]` over `k, v [B, K, S, h]` at `seen [B or 1, S]`.
 
     `segments`: of the queries and of the keys, or None.
     """
     b, kv_heads, groups, t, head_dim = q.shape
-    slots = jnp.arange(k.shape[2])
     scores = jnp.einsum(
         'bkqh,bksh->bkqs', q.reshape(b, kv_heads, groups * t, head_dim), k, preferred_element_type=jnp.float32)
     scores = capped(scores * (config.query_scalar or head_dim)**-0.5, config.attention_cap)
-    visible = slots <= positions[:, :, None]  # [B, T, S]
+    visible = seen[:, None] <= positions[:, :, None]  # [B, T, S]
     if config.window:
-        visible &= ~local | (slots > positions[:, :, None] - config.window)
+        visible &= ~local | (seen[:, None] > positions[:, :, None] - config.window)
     if segments is not None:
         visible &= segments[0][:, :, None] == segments[1][:, None, :]
     # Not -inf: a query of padding beyond the cache sees no slot at all, and 0 / 0 would reach the gradient.

@@ -20,10 +20,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model.attention import attend, capped
 from score_jax.model.config import ModelConfig
+from score_jax.model.params import declare
+from score_jax.model.products import by_rows, linear, turned
 from score_jax.sharding import spread
 
 # What the backward pass finds kept of a layer; the rest it computes again.
@@ -41,10 +42,9 @@ _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, appr
 
 @flax.struct.dataclass
 class Cache:
-    """Keys `[B, K, h, S]` and values `[B, K, S, h]` of a layer; slot s holds position s of its row.
+    """What decoding goes on from: keys `[B, K, h, S]` and values `[B, K, S, h]` of a layer; slot s holds position s.
 
-    Those of all layers are one Cache with a first dimension L where layers are scanned, a tuple where they stand one by
-    one. The slots of the keys lie side by side, as the scores of a query do.
+    The slots of the keys lie side by side, as the scores of a query do.
     """
 
     keys: jax.Array
@@ -63,16 +63,32 @@ def new_cache(config: ModelConfig, rows: int, slots: int) -> Cache:
                  values=jnp.zeros((*shape, slots, config.head_dim), config.dtype))
 
 
-def stacked(cache: Cache, layers: int) -> Cache:
-    """The same for each of L layers, as those that are scanned have it."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (layers, *x.shape)), cache)
-
-
 def grow(cache: Cache, slots: int) -> Cache:
-    """The same cache, of a layer or of all, with `slots` slots (not fewer than it has)."""
+    """The same cache with `slots` slots (not fewer than it has)."""
     def pad(x, axis):
         return jnp.pad(x, [(0, slots - x.shape[axis]) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
     return Cache(keys=pad(cache.keys, -1), values=pad(cache.values, -2))
+
+
+@flax.struct.dataclass
+class Prefix:
+    """What a block of tokens is read behind: keys and values `[L, B, S, K, h]` of all layers, at `positions [B, S]`.
+
+    Nothing is written into it, so its gradient is a slice. What is not to be seen stands at `UNSEEN`.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+
+
+UNSEEN = np.iinfo(np.int32).max
+
+
+def no_prefix(config: ModelConfig, rows: int) -> Prefix:
+    """That of the first block."""
+    empty = jnp.zeros((config.layers, rows, 0, config.kv_heads, config.head_dim), config.dtype)
+    return Prefix(empty, empty, jnp.zeros((rows, 0), jnp.int32))
 
 
 def one_by_one(params, config: ModelConfig) -> dict:
@@ -81,21 +97,11 @@ def one_by_one(params, config: ModelConfig) -> dict:
     A loop over tokens around one over layers would take each layer out of the stack again at every token, weights and
     cache, which where they are copied costs as much as to compute with them.
     """
-    def cast(tree):
-        return jax.tree.map(lambda w: w.astype(config.dtype), tree)
-    layers = tuple(cast(jax.tree.map(lambda w: w[i], params['layers'])) for i in range(config.layers))
-    return {name: layers if name == 'layers' else cast(value) for name, value in params.items()}
-
-
-@flax.struct.dataclass
-class Adapted:
-    """A weight `W [..., in, out]` that stands for `W + scale * A B`, which is never formed; `A [..., in, r]`,
-    `B [..., r, out]` (LoRA, Hu et al. 2021, section 4.1). `in` and `out` may be several dimensions."""
-
-    weight: jax.Array
-    a: jax.Array
-    b: jax.Array
-    scale: float = flax.struct.field(pytree_node=False)
+    params, declared = jax.tree.map(lambda w: w.astype(config.dtype), params), declare(config)['layers']
+    layers = tuple(
+        {name: turned(jax.tree.map(lambda w: w[i], weights), declared[name].contracted)
+         for name, weights in params['layers'].items()} for i in range(config.layers))
+    return params | {'layers': layers}
 
 
 def _rms_norm(x, scale, config: ModelConfig):
@@ -128,24 +134,6 @@ def _rotate(x, positions, frequencies):
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _linear(x, w, contracted: int = 1, **kwargs):
-    """`x [..., D]` times `w [D, ...]`, over the last `contracted` dimensions of x and the first of w.
-
-    As one matrix product over all tokens: XLA's CPU backend runs the gradient of the product that keeps
-    `[B, T]` apart five times slower. An `Adapted` weight costs two thin products more.
-    """
-    if isinstance(w, Adapted):
-        low = _product(x, w.a, contracted)
-        return checkpoint_name(_product(x, w.weight, contracted) + w.scale * _product(low, w.b, 1), 'product')
-    return checkpoint_name(_product(x, w, contracted, **kwargs), 'product')
-
-
-def _product(x, w, contracted: int, **kwargs):
-    leading, inner = x.shape[:x.ndim - contracted], w.shape[:contracted]
-    flat = jnp.matmul(x.reshape(-1, math.prod(inner)), w.reshape(math.prod(inner), -1), **kwargs)
-    return flat.reshape(*leading, *w.shape[contracted:])
-
-
 def _written(cache: Cache, positions, k, v) -> Cache:
     """The cache of a layer with keys and values `[B, T, K, h]` at `positions [B, T]`; those beyond S are dropped.
 
@@ -173,18 +161,18 @@ def fetch_all_but_layers(params) -> dict:
 
 
 def forward(
-    params, config: ModelConfig, tokens, positions, cache: Cache | None = None, *, segments=None,
+    params, config: ModelConfig, tokens, positions, cache: tuple[Cache, ...] | Prefix | None = None, *, segments=None,
     remat: str = 'products'):
-    """Final hidden states of `tokens`, on top of what the cache holds.
+    """Final hidden states of `tokens`, on top of what was read before.
 
     Args:
       params: the pytree declared in `score_jax/model/params.py`, in any float type, or what `one_by_one` makes of it.
       tokens: `[B, T]` token ids.
-      positions: `[B, T]` position of each token in its row, increasing along T. Without a cache and segments,
-        `arange(T)` in every row.
-      cache: keys and values of earlier positions, stacked or in a tuple as the layers of `params` are; those of
-        `tokens` are written into it.
-        Positions at or beyond `cache.slots` are dropped.
+      positions: `[B, T]` position of each token in its row, increasing along T. Without a cache and segments, and
+        behind an empty prefix, `arange(T)` in every row.
+      cache: keys and values of earlier positions. With layers that are scanned a `Prefix`, to learn; with layers one by
+        one those of each, to decode: those of `tokens` are written into it, and positions at or beyond `cache.slots`
+        are dropped.
       segments: `[B, T]`, without a cache: where several rows stand behind each other, which of them a token is of. It
         sees none of the others, and positions begin at 0 in each.
       remat: row of `REMAT`. The products are less memory than everything, and on most devices faster too.
@@ -193,6 +181,9 @@ def forward(
       hidden `[B, T, D]` after the final norm, and the cache with the new keys and values (None without one).
     """
     dtype = jnp.dtype(config.dtype)
+    seen = None  # positions of the keys, where they are not their slots
+    if isinstance(cache, Prefix) and cache.positions.shape[1]:
+        seen = jnp.concatenate([cache.positions, positions], axis=1)
     axes = _WIDTH if tokens.shape[1] == 1 else _ROWS
     x = spread(spread(params['embedding'][tokens], _WIDTH), axes).astype(dtype)  # looked up in each share of the width
     if config.scaled_embedding:
@@ -200,7 +191,7 @@ def forward(
     norm = functools.partial(_rms_norm, config=config)
 
     def projections(p, y, local):
-        q, k, v = (_linear(y, p[name]) for name in ('query', 'key', 'value'))
+        q, k, v = (linear(y, p[name]) for name in ('query', 'key', 'value'))
         if config.qkv_bias:
             q, k, v = q + p['query_bias'], k + p['key_bias'], v + p['value_bias']
         if config.qk_norm:
@@ -214,19 +205,24 @@ def forward(
         x, p = spread(x, axes), jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
         q, k, v = projections(p, norm(x, p['attention_norm']), local)
         q, k, v = (spread(y, ('batch', None, of, None)) for y, of in ((q, 'heads'), (k, 'kv_heads'), (v, 'kv_heads')))
-        if kv is not None:
+        if isinstance(kv, Cache):
             kv = _written(kv, positions, k, v)
             k, v = jnp.moveaxis(kv.keys, -1, 1), jnp.moveaxis(kv.values, -2, 1)
-        y = attend(q, k, v, config, local, None if kv is None else positions, segments)
-        y = _linear(y, p['out'], contracted=2)
+        elif kv is not None:
+            k, v = kv = jax.tree.map(lambda before, now: jnp.concatenate([before, now], axis=1), kv, (k, v))
+        after = isinstance(kv, Cache) or seen is not None
+        y = attend(q, k, v, config, local, positions if after else None, segments, seen)
+        y = linear(y, p['out'], contracted=2)
         x = spread(x + (norm(y, p['attention_post_norm']) if config.post_norms else y), axes)
         y = norm(x, p['mlp_norm'])
-        y = _linear(_ACTIVATIONS[config.activation](_linear(y, p['gate'])) * _linear(y, p['up']), p['down'])
+        y = linear(_ACTIVATIONS[config.activation](linear(y, p['gate'])) * linear(y, p['up']), p['down'])
         return x + (norm(y, p['mlp_post_norm']) if config.post_norms else y), kv
 
     local = np.asarray(config.local) if config.window else None
     if isinstance(params['layers'], dict):
-        x, cache = jax.lax.scan(layer, x, (params['layers'], cache, local))
+        before = cache and (cache.keys, cache.values)
+        x, kv = jax.lax.scan(layer, x, (params['layers'], before, local))
+        cache = cache and Prefix(*kv, positions if seen is None else seen)
     else:
         caches = []
         for i, p in enumerate(params['layers']):
@@ -246,5 +242,6 @@ def logits(params, config: ModelConfig, hidden) -> jax.Array:
     if hidden.ndim == 2:  # of a token of each row, as `_WIDTH`
         hidden = spread(hidden, ('row', 'embed'))
     head = head_weights(params).astype(config.dtype)
-    found = capped(_linear(hidden, head.T, preferred_element_type=jnp.float32), config.logit_cap)
+    flat = by_rows(hidden.reshape(-1, config.width), head, preferred_element_type=jnp.float32)
+    found = capped(flat.reshape(*hidden.shape[:-1], -1), config.logit_cap)
     return spread(found, ('batch', *[None] * (hidden.ndim - 2), 'vocab'))
