@@ -59,7 +59,7 @@ def command(workdir: Path) -> list[str]:
     values = {
         'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8,
         'model.mlp': 16, 'task.name': 'benchmarks/faults_task.py:PooledCountdown', 'task.largest': 9, 'task.limit': 40,
-        'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 8, 'group.first': 2, 'group.second': 2,
+        'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 48, 'group.first': 2, 'group.second': 2,
         'sample_every': 1, 'samples': 2, 'before.practice_steps': 0, **both,
         **{f'before.{key}': value for key, value in both.items()}}
     return [sys.executable, 'launch/main.py', '--config=configs/stage1.py', f'--workdir={workdir}',

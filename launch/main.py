@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from score_jax import health
+from score_jax import allocation, health
 from score_jax.errors import UserError
 from score_jax.settings import SHARED
 
@@ -90,6 +90,7 @@ def main(argv):
         keys.show(_CONFIG.value, Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(health.RESTART))  # where no step waits to be finished and saved
+    allocation.keep()
     from score_jax import processes  # after the flags are read, so that a mistake in them answers at once
     processes.end(_run(processes))
 

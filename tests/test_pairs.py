@@ -19,7 +19,7 @@ from score_jax.tasks.countdown import Countdown
 
 TINY = {
     'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
-    'rollout.max_tokens': 4, 'rollout.max_length': 32, 'rollout.chunk': 8, 'batch': 8, 'steps': 6, 'iterations': 2,
+    'rollout.max_tokens': 4, 'rollout.max_length': 32, 'rollout.chunk': 32, 'batch': 8, 'steps': 6, 'iterations': 2,
     'problems': 70, 'group.first': 2, 'group.second': 2, 'optimizer.warmup_steps': 0, 'save_every': 1, 'keep': 9,
     'log_every': 100, 'samples': 3}
 WRONG, RIGHT, ALSO = Response([1, 3], False), Response([2, 3], True), Response([4, 3], True)

@@ -27,7 +27,7 @@ SMALL = {
     'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
     'task.name': 'tests/parity_task.py:Parity', 'task.numbers': 2, 'task.largest': 3, 'task.limit': 6, 'steps': STEPS,
     'batch': 4, 'group.first': 2, 'group.second': 2, 'start_from': 'random', 'reference': 'random', 'save_every': 5,
-    'optimizer.warmup_steps': 2, 'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 24,
+    'optimizer.warmup_steps': 2, 'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 48,
     'sample_every': 1, 'samples': 4}
 WORDS = [sys.executable, 'launch/main.py', '--config=configs/stage1.py',
          *(f'--config.{key}={value}' for key, value in SMALL.items())]

@@ -20,7 +20,7 @@ from score_jax.reinforce import Reinforce
 STEPS = 4
 TINY = {
     'model.width': 8, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 8,
-    'task.largest': 9, 'task.limit': 40, 'rollout.max_tokens': 4, 'rollout.max_length': 48, 'rollout.chunk': 16,
+    'task.largest': 9, 'task.limit': 40, 'rollout.max_tokens': 4, 'rollout.max_length': 48, 'rollout.chunk': 48,
     'start_from': 'random', 'reference': 'random', 'offline.source': 'random', 'offline.share': 0.5,
     'offline.problems': 10, 'offline.attempts': 3, 'group.first': 2, 'group.second': 2, 'group.later': 2, 'turns': 3,
     'steps': STEPS, 'batch': 4, 'save_every': 2, 'log_every': 2, 'optimizer.warmup_steps': 1, 'sample_every': 1,

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 60
 TINY = {
     'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
-    'task.largest': 9, 'task.limit': 40, 'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 8,
+    'task.largest': 9, 'task.limit': 40, 'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 48,
     'before.practice_steps': 0, 'group.first': 2, 'group.second': 2, 'sample_every': 4, 'samples': 2, 'log_every': 20}
 for where in ('', 'before.'):
     TINY |= {f'{where}steps': STEPS, f'{where}batch': 8, f'{where}save_every': 7, f'{where}optimizer.warmup_steps': 2}

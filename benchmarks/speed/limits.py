@@ -89,6 +89,18 @@ def body(x, layers):
     return x
 
 
+def turned_body(x, layers):
+    """The same with the weights on the left, which some libraries are faster at: `x` and `layers` are transposes."""
+    for weights in layers:
+        for w in weights:
+            x = w @ x[:w.shape[1]]
+    return x
+
+
+def turned_head(x, w):
+    return w @ x
+
+
 def head(x, w):
     return x @ w.T
 
@@ -119,9 +131,12 @@ def measure(library, work: Workload, clock, least: float) -> dict[str, float]:
             if trial:
                 best = min(best, (clock() - began) / times)
         return count / best
+    turned = [[library.array(size[::-1], dtype) for size in shape.products] for _ in range(shape.layers)]
+    column = library.array((shape.width, work.rows), dtype)
+    body_work, head_work = 2 * work.rows * shape.body, 2 * work.rows * shape.head
     return {
-        'decode body': rate(2 * work.rows * shape.body, body, few, layers),
-        'decode head': rate(2 * work.rows * shape.head, head, few, embedding),
+        'decode body': max(rate(body_work, body, few, layers), rate(body_work, turned_body, column, turned)),
+        'decode head': max(rate(head_work, head, few, embedding), rate(head_work, turned_head, column, embedding)),
         'forward': rate(2 * many * shape.body, body, lot, layers),
         'weights': rate(4 * many * shape.width * shape.mlp, to_weights, lot, gate),
         'bandwidth': rate(shape.item * vast.shape[0], library.total, vast)}

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.speed import compiling, worker
 from benchmarks.speed.workloads import Shape, Workload
-from score_jax import hf, layout, model, objective, rollout, sharding
+from score_jax import allocation, hf, layout, model, objective, rollout, sharding
 from score_jax.learner import Learner, MemoryConfig
 from score_jax.optimizer import OptimizerConfig
 from score_jax.trajectory import Trajectory
@@ -147,6 +147,7 @@ def collectives(found, work: Workload):
 
 if __name__ == '__main__':
     FOUND = worker.job()
+    allocation.keep()
     if FOUND.devices > 1:
         jax.config.update('jax_num_cpu_devices', FOUND.devices)
     WORK = worker.workload(FOUND)

@@ -37,6 +37,7 @@ REMAT = {
 # has its share of the width, as of the weights, for more rows; so hidden states travel, which are smaller then.
 _ROWS = ('batch', None, None)
 _WIDTH = ('row', None, 'embed')
+_FEW_LAYERS = 4  # are not scanned: what the way back needs of each stays where it is, and there is more to compile
 _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -221,7 +222,8 @@ def forward(
     local = np.asarray(config.local) if config.window else None
     if isinstance(params['layers'], dict):
         before = cache and (cache.keys, cache.values)
-        x, kv = jax.lax.scan(layer, x, (params['layers'], before, local))
+        few = config.layers if config.layers <= _FEW_LAYERS else 1
+        x, kv = jax.lax.scan(layer, x, (params['layers'], before, local), unroll=few)
         cache = cache and Prefix(*kv, positions if seen is None else seen)
     else:
         caches = []
