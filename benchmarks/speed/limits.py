@@ -90,7 +90,7 @@ def body(x, layers):
 
 
 def turned_body(x, layers):
-    """The same with the weights on the left, which some libraries are faster at: `x` and `layers` are transposes."""
+    """The same with the weights on the left, which some are faster at: `x` and `layers` are transposes."""
     for weights in layers:
         for w in weights:
             x = w @ x[:w.shape[1]]
@@ -99,6 +99,10 @@ def turned_body(x, layers):
 
 def turned_head(x, w):
     return w @ x
+
+
+def from_turned(x, y):
+    return x @ y
 
 
 def head(x, w):
@@ -133,12 +137,13 @@ def measure(library, work: Workload, clock, least: float) -> dict[str, float]:
         return count / best
     turned = [[library.array(size[::-1], dtype) for size in shape.products] for _ in range(shape.layers)]
     column = library.array((shape.width, work.rows), dtype)
+    turned_lot, weights_work = library.array((shape.width, many), dtype), 4 * many * shape.width * shape.mlp
     body_work, head_work = 2 * work.rows * shape.body, 2 * work.rows * shape.head
     return {
         'decode body': max(rate(body_work, body, few, layers), rate(body_work, turned_body, column, turned)),
         'decode head': max(rate(head_work, head, few, embedding), rate(head_work, turned_head, column, embedding)),
         'forward': rate(2 * many * shape.body, body, lot, layers),
-        'weights': rate(4 * many * shape.width * shape.mlp, to_weights, lot, gate),
+        'weights': max(rate(weights_work, to_weights, lot, gate), rate(weights_work, from_turned, turned_lot, gate)),
         'bandwidth': rate(shape.item * vast.shape[0], library.total, vast)}
 
 
