@@ -192,12 +192,13 @@ class Stage(abc.ABC):
             if processes.agree(checkpoints.latest() or 0) >= config.steps:
                 progress.say(f'{config.stage}: all {config.steps} steps are done already ({self.directory.path})')
                 return
-            progress.say(f'{config.stage}: {meshes.table(self.learner, self.beside())}')
-            self.watch.enter('loading the parameters')
-            done, state = self._first_state(checkpoints)
-            self.directory.open(done)
-            self.directory.truncate(done)
-            self._steps(checkpoints, signals, state, done)
+            with self.directory.held():
+                progress.say(f'{config.stage}: {meshes.table(self.learner, self.beside())}')
+                self.watch.enter('loading the parameters')
+                done, state = self._first_state(checkpoints)
+                self.directory.open(done)
+                self.directory.truncate(done)
+                self._steps(checkpoints, signals, state, done)
         progress.say(f'{config.stage}: done; metrics, samples and checkpoints are in {self.directory.path}')
 
     def _first_state(self, checkpoints: Checkpoints) -> tuple[int, TrainState]:

@@ -6,6 +6,7 @@
     WORKDIR/STAGE/metrics.jsonl     a line a step
     WORKDIR/STAGE/samples.jsonl     two-turn transcripts
     WORKDIR/STAGE/profile/          with config.profile: a trace, and split.json
+    WORKDIR/STAGE/lock              held by the run that trains the stage
     WORKDIR/results.json            the final table
     WORKDIR/report.html
 
@@ -14,9 +15,11 @@ Of several processes the first one writes, and the others look on.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from score_jax import processes, settings
@@ -81,6 +84,31 @@ class StageDirectory:
         if changes := self._changes():
             self.append('changes.jsonl', [{'step': done, 'changes': changes}])
         write_json(self.path / 'config.json', self._config)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps another run from training the same stage meanwhile, where the file system has locks.
+
+        Raises:
+          UserError: another run does.
+        """
+        with contextlib.ExitStack() as stack:
+            if processes.agree(processes.first() and not self._take(stack)):
+                raise UserError(
+                    f'{self.path} is being trained by another run; wait for it, stop it, or use another --workdir.')
+            yield
+
+    def _take(self, stack: contextlib.ExitStack) -> bool:
+        """Whether the lock is free, and then this process's until `stack` is closed; it goes with a process's end."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((self.path / 'lock').open('w'))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+        return True
 
     def truncate(self, step: int) -> None:
         """Drops the lines after `step`: they are made again."""

@@ -209,6 +209,22 @@ def test_a_workdir_that_is_gone_ends_in_one_sentence(tmp_path):
     assert str(tmp_path / 'base') in str(error.value) and '\n' not in str(error.value)
 
 
+def test_two_runs_do_not_train_one_stage_at_once(tmp_path):
+    said = []
+
+    def another():
+        with pytest.raises(UserError) as error:
+            run_stage(Counting(tmp_path))
+        said.append(str(error.value))
+
+    stage = Counting(tmp_path, {3: another})
+    run_stage(stage)
+    assert said == [f'{tmp_path / "base"} is being trained by another run; wait for it, stop it, or use another '
+                    '--workdir.']
+    stage.check_whole()
+    run_stage(Counting(tmp_path))  # which finds that all is done
+
+
 def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(UserError, match=f'{tmp_path / "w"} cannot be written: {tmp_path} is not yours'):

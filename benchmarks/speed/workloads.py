@@ -62,7 +62,7 @@ class Workload:
 
     Attributes:
       stops: whether rows end at lengths that lie evenly between 16 and `longest`, in random order; else none ends.
-      head_chunk: columns that the learner's head works on at a time.
+      head_chunk: sampled tokens that the learner's head works on at a time, as in the configs.
       parts: of the rows, whose gradients are added up one after another.
     """
 
@@ -73,7 +73,7 @@ class Workload:
     turns: int = 2
     instruction: int = 16
     stops: bool = False
-    head_chunk: int = 64
+    head_chunk: int = 1024
     parts: int = 1
 
     @property
