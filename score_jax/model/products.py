@@ -39,7 +39,8 @@ class Turned:
 
 
 def turned(w: jax.Array | Adapted, contracted: int) -> jax.Array | Adapted | Turned:
-    """What a weight is decoded with, that sums over its first `contracted` dimensions (0: it is no product's)."""
+    """What a weight `w [..., M]` is decoded with that sums over its first `contracted` dimensions, which make D (0: it
+    is no product's, and stays as it is)."""
     if jax.default_backend() != 'cpu' or not contracted:
         return w
     if isinstance(w, Adapted):
