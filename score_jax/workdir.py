@@ -6,7 +6,6 @@
     WORKDIR/STAGE/metrics.jsonl     a line a step
     WORKDIR/STAGE/samples.jsonl     two-turn transcripts
     WORKDIR/STAGE/profile/          with config.profile: a trace, and split.json
-    WORKDIR/STAGE/lock              held by the run that trains the stage
     WORKDIR/results.json            the final table
     WORKDIR/report.html
 
@@ -45,6 +44,7 @@ class StageDirectory:
         if 'task' in self._config:
             task = self._config['task']
             self._config['task'] = {key: value for key, value in task.items() if key not in FREE_TASK_KEYS}
+        self._held, self._locked = None, False  # what gives the lock back, where it is asked for
 
     @property
     def checkpoints(self) -> Path:
@@ -81,34 +81,46 @@ class StageDirectory:
     def open(self, done: int = 0) -> None:
         """Makes the folder and writes its config, whole or not at all; notes changes as made after step `done`."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._held:
+            self._lock()
         if changes := self._changes():
             self.append('changes.jsonl', [{'step': done, 'changes': changes}])
         write_json(self.path / 'config.json', self._config)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps another run from training the same stage meanwhile, where the file system has locks.
+        """Keeps other runs from training the same stage meanwhile, where the file system has locks.
 
         Raises:
-          UserError: another run does.
+          UserError: another run does; `open` raises it where that one has made the folder since.
         """
-        with contextlib.ExitStack() as stack:
-            if processes.agree(processes.first() and not self._take(stack)):
-                raise UserError(
-                    f'{self.path} is being trained by another run; wait for it, stop it, or use another --workdir.')
+        with contextlib.ExitStack() as self._held:
+            self._lock()
             yield
 
-    def _take(self, stack: contextlib.ExitStack) -> bool:
-        """Whether the lock is free, and then this process's until `stack` is closed; it goes with a process's end."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((self.path / 'lock').open('w'))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    def _lock(self) -> None:
+        if processes.agree(processes.first() and self._busy()):
+            raise UserError(
+                f'{self.path} is being trained by another run; wait for it, stop it, or use another --workdir.')
+
+    def _busy(self) -> bool:
+        """Whether another run has the folder, if there is one; else this run has it until `_held` is closed.
+
+        The lock of a process that is killed goes with it.
+        """
+        if self._locked or not self.path.is_dir():
             return False
+        folder = os.open(self.path, os.O_RDONLY)
+        self._held.callback(os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
         except OSError:  # a file system without locks
             pass
-        return True
+        self._locked = True
+        self._held.callback(setattr, self, '_locked', False)
+        return False
 
     def truncate(self, step: int) -> None:
         """Drops the lines after `step`: they are made again."""

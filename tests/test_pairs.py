@@ -133,7 +133,7 @@ def test_every_iteration_samples_from_the_one_before_and_trains_anew(workdir):
     assert all(row[:len(tokens)].tolist() == tokens for row, (tokens, _) in zip(stored[0], rows))
     state = stage.learner.new_state(stage.start())
     chosen = drawn(len(rows), 8, 0, (stage.seed, 1))
-    batch = pairs.read(stage.directory.path / 'pairs-1.npz', 8, stage.task.tokenizer.pad_token)
+    batch = pairs.read(stage.directory.path / 'pairs-1.npz', 32, stage.task.tokenizer.pad_token)
     again, _ = stage.learner.imitate(state, *sharding.put_batch(stage.mesh, tuple(part[chosen] for part in batch)))
     for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(states[4].params), strict=True):
         np.testing.assert_array_equal(a, b)
