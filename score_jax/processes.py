@@ -149,6 +149,7 @@ def end(code: int) -> None:
         sys.exit(code)
     try:
         distributed.global_state.client.wait_at_barrier('the end', _TOGETHER * 1000)
+        jax.distributed.shutdown()  # the first one takes the coordinator with it, without which the others would abort
     except Exception:  # they do not come, or are gone
         pass
     sys.stdout.flush()

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -203,7 +202,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_run_goes_on(what, tmp_pat
 
 
 def test_a_workdir_that_is_gone_ends_in_one_sentence(tmp_path):
-    stage = Counting(tmp_path, {6: lambda: shutil.rmtree(tmp_path / 'base')})
+    stage = Counting(tmp_path, {6: lambda: (tmp_path / 'base').rename(tmp_path / 'elsewhere')})
     with pytest.raises(UserError) as error:
         run_stage(stage)
     assert str(tmp_path / 'base') in str(error.value) and '\n' not in str(error.value)

@@ -159,6 +159,22 @@ def test_one_that_is_killed_is_not_waited_for(killed):
     assert codes[killed] == -signal.SIGKILL and codes[1 - killed] in (RESTART, -signal.SIGABRT), outputs
 
 
+END = """
+import os, sys, time
+from score_jax import processes
+count, number, address = (word.partition('=')[2] for word in sys.argv[1:])
+processes.start(count, int(number), address)
+leave = os._exit
+os._exit = lambda code: (time.sleep(2 * int(number)), leave(code))
+processes.end(75)
+"""
+
+
+def test_those_that_end_together_do_so_though_the_first_is_gone_sooner():
+    codes, outputs = finish(start([sys.executable, '-c', END], 3))
+    assert codes == [RESTART] * 3, outputs
+
+
 @pytest.mark.parametrize('given, message', [
     (('two', None, ''), "--processes is 'two'; it must be a number"), (('0', None, ''), '--processes is'),
     (('1', 1, ''), 'give --processes too'), (('2', None, 'a:1'), '--process is None; of --processes=2 .* from 0 to 1'),
