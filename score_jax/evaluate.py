@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import (
-    checkpoint, grading, hf, meshes, metrics, model, processes, progress, report, rollout, scaling, settings, sharding,
+    checkpoint, grading, hf, meshes, metrics, model, processes, progress, rollout, scaling, settings, sharding,
     sources, tasks)
 from score_jax.baselines import self_refine
 from score_jax.baselines.self_refine import SelfRefineConfig
@@ -159,6 +159,7 @@ class Evaluation:
         self._write('scaling.json', [self._scaling(stage) for stage in stages] if config.scaling.samples else [])
         progress.results_table(rows)
         if processes.first():
+            from score_jax import report  # here, since a run draws at its end alone
             progress.say(f'results: {self.workdir / "results.json"}\nreport:  {report.write(self.workdir)}')
 
     def _write(self, name: str, rows: list[dict]) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from score_jax.jsonl import number
 from score_jax.metrics import CONFIDENCE
@@ -29,7 +29,7 @@ def change_interval(before: np.ndarray, after: np.ndarray, confidence: float) ->
     if not variance:
         return middle, middle
     freedom = variance**2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (before, after)))
-    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
+    reach = float(special.stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
     return middle - reach, middle + reach
 
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from score_jax.errors import UserError
 from score_jax.metrics import CONFIDENCE
@@ -101,7 +101,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return Estimate(mean, float('nan'), float('nan'), n)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    reach = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - reach, mean + reach, n)
 
 

@@ -22,6 +22,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from small import BASE, EVALUATE, MODEL, REINFORCE, under
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / 'README.md'
@@ -30,31 +31,17 @@ PAGES = [README, *(ROOT / name for name in dict.fromkeys(re.findall(r'\]\((docs/
 _BLOCK = re.compile(r'(?:^<!-- test: (?P<how>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$', re.M | re.S)
 _SECONDS = 300  # that a block may take at most; a hang is not waited for
 
-_MODEL = {
-    'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
-    'task.largest': 9, 'task.limit': 40}
-_STEPS = {'steps': 2, 'batch': 4, 'optimizer.warmup_steps': 0}
-_SAMPLING = {'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 32}
-_BASE = _STEPS | {'practice_steps': 0}
-_GROUP = {'group.first': 2, 'group.second': 1}  # without forks an update compiles in half the time
-_REINFORCE = _STEPS | _SAMPLING | _GROUP
-_EVALUATE = _SAMPLING | {'problems': 20, 'batch': 20, 'samples': 5, 'temperatures': (1.0,)}
-
-
-def _under(section: str, values: dict) -> dict:
-    return {f'{section}.{key}': value for key, value in values.items()}
-
-
+_EVALUATE = EVALUATE | {'temperatures': (1.0,)}
 # By config file, or file and preset: what `small` adds to a command that runs it.
 SMALL = {
-    'base': _MODEL | _BASE,
-    'stage1': _MODEL | _REINFORCE | _under('before', _BASE),
-    'stage1:jsonl-tiny': _GROUP | {'steps': 1, 'save_every': 1},
-    'stage2': _MODEL | _REINFORCE,
-    'ablation': _MODEL | _REINFORCE,
-    'evaluate': _MODEL | _EVALUATE,
-    'score': _MODEL | _under('base', _BASE) | _under('stage1', _REINFORCE) | _under('stage2', _REINFORCE)
-             | _under('evaluate', _EVALUATE),
+    'base': MODEL | BASE,
+    'stage1': MODEL | REINFORCE | under('before', BASE),
+    'stage1:jsonl-tiny': {'group.first': 2, 'group.second': 1, 'steps': 1, 'save_every': 1},
+    'stage2': MODEL | REINFORCE,
+    'ablation': MODEL | REINFORCE,
+    'evaluate': MODEL | _EVALUATE,
+    'score': MODEL | under('base', BASE) | under('stage1', REINFORCE) | under('stage2', REINFORCE)
+             | under('evaluate', _EVALUATE),
 }
 
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from configs import evaluate as config_file
-from score_jax import evaluate, model, rollout
+from score_jax import evaluate, model, report, rollout
 from score_jax.checkpoint import Checkpoints
 from score_jax.errors import UserError
 from score_jax.grading import Attempt
@@ -72,7 +72,7 @@ def measured(monkeypatch) -> list:
         return measure(params, config, sampling, *args, **kwargs)
 
     monkeypatch.setattr(evaluate, 'measure', counted)
-    monkeypatch.setattr(evaluate.report, 'write', lambda workdir: workdir / 'report.html')
+    monkeypatch.setattr(report, 'write', lambda workdir: workdir / 'report.html')
     return calls
 
 

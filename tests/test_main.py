@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small
 from ml_collections import ConfigDict
 
 from configs import score, stage1, stage2
@@ -15,20 +16,15 @@ from score_jax.errors import UserError
 from score_jax.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 6
-SHARED = {
-    'model.width': 16, 'model.layers': 1, 'model.heads': 2, 'model.kv_heads': 1, 'model.head_dim': 8, 'model.mlp': 16,
-    'task.largest': 9, 'task.limit': 40}
-TRAINING = {'steps': STEPS, 'batch': 8, 'save_every': 4, 'log_every': 3, 'optimizer.warmup_steps': 2}
-SAMPLING = {'rollout.max_tokens': 6, 'rollout.max_length': 48, 'rollout.chunk': 32}
-BASE = TRAINING | {'practice_steps': 0}
-REINFORCE = TRAINING | SAMPLING | {'group.first': 2, 'group.second': 2, 'sample_every': 2, 'samples': 2}
-EVALUATION = SAMPLING | {'problems': 40, 'batch': 40, 'samples': 5, 'temperatures': (1.0, 0.0)}
-PIPELINE = SHARED | {
-    f'{name}.{key}': value
-    for name, values in dict(base=BASE, stage1=REINFORCE, stage2=REINFORCE, evaluate=EVALUATION).items()
-    for key, value in values.items()}
-STAGE1 = SHARED | REINFORCE | {f'before.{key}': value for key, value in BASE.items()}
+STEPS = small.TRAINING['steps']
+LOGGED = {'save_every': 4, 'log_every': 3}
+BASE = small.BASE | LOGGED
+REINFORCE = small.REINFORCE | LOGGED | {'sample_every': 2, 'samples': 2}
+EVALUATION = small.EVALUATE | {'temperatures': (1.0, 0.0)}
+PIPELINE = small.MODEL | {
+    key: value for name, values in dict(base=BASE, stage1=REINFORCE, stage2=REINFORCE, evaluate=EVALUATION).items()
+    for key, value in small.under(name, values).items()}
+STAGE1 = small.MODEL | REINFORCE | small.under('before', BASE)
 
 
 def launch(config: str, workdir: Path, *flags: str, devices: int = 1, **overrides) -> subprocess.CompletedProcess:
@@ -121,7 +117,7 @@ def test_a_pipeline_that_is_done_is_skipped_and_leaves_the_same_figures(pipeline
 
 def test_stage2_alone_says_what_to_run_first(tmp_path):
     workdir = tmp_path / 'w'
-    done = launch('configs/stage2.py', workdir, **SHARED, **REINFORCE)
+    done = launch('configs/stage2.py', workdir, **small.MODEL, **REINFORCE)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert f'first run python launch/main.py --config=configs/stage1.py --workdir={workdir}' in done.stderr
@@ -193,7 +189,7 @@ def test_only_the_stage_that_is_missing_is_made_before(tmp_path):
 
 def test_a_missing_reference_is_refused_before_anything_is_written(copied):
     shutil.rmtree(copied / 'stage2')
-    config = make(stage2, SHARED | REINFORCE, reference='base0')
+    config = make(stage2, small.MODEL | REINFORCE, reference='base0')
     assert 'base0' in refusal(config, copied)
 
 

@@ -88,6 +88,20 @@ def run(tmp_path_factory) -> tuple[Path, str]:
     return workdir, page
 
 
+@pytest.fixture(autouse=True)
+def drawn_once(monkeypatch, request):
+    """Drawing takes most of a report's time: only where all looks of a figure matter are all of them drawn."""
+    if 'writing_again' in request.node.name or 'without_data' in request.node.name:
+        return
+    draw, kept = report._draw, {}
+
+    def once(measured, curves, look):
+        if id(curves) not in kept:
+            kept[id(curves)] = curves, draw(measured, curves, plot_style.LIGHT_PAGE)
+        return kept[id(curves)][1]
+    monkeypatch.setattr(report, '_draw', once)
+
+
 def page_of_samples(workdir: Path, samples: list[dict]) -> str:
     lines(workdir / 'evaluation' / 'samples.jsonl', samples)
     return report.write(workdir).read_text(encoding='utf-8')
