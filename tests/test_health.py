@@ -202,7 +202,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_next_run_goes_on(what, tmp_pat
 
 
 def test_a_workdir_that_is_gone_ends_in_one_sentence(tmp_path):
-    stage = Counting(tmp_path, {6: lambda: (tmp_path / 'base').rename(tmp_path / 'elsewhere')})
+    stage = Counting(tmp_path, {6: lambda: (tmp_path / 'base').rename(tmp_path / 'elsewhere') and None})
     with pytest.raises(UserError) as error:
         run_stage(stage)
     assert str(tmp_path / 'base') in str(error.value) and '\n' not in str(error.value)
