@@ -16,6 +16,8 @@ from pathlib import Path
 
 import jax
 
+from score_jax import cache
+
 _EVENT = '/jax/core/compile/backend_compile_duration'  # a program is made ready: compiled, or read from the cache
 _MOST_BYTES = 4 << 30  # that are kept for a user
 
@@ -77,11 +79,8 @@ def keep() -> Path | None:
 
 
 def _user_folder() -> Path | None:
-    try:
-        cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    except RuntimeError:  # a user without a home
-        return None
-    return Path(cache) / 'score_jax' / _machine()
+    place = cache.folder()
+    return place and place / _machine()
 
 
 def _prune(folder: Path, most: int) -> None:
