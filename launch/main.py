@@ -21,7 +21,9 @@ from score_jax.errors import UserError
 from score_jax.settings import SHARED
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file in configs/, and FILE.py:NAME for a preset of it.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/score', 'Where everything is written, and looked for.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', 'runs/score',
+    'Where everything is written, and looked for: a folder; for one process also an address such as gs://BUCKET/RUN.')
 _KEYS = flags.DEFINE_bool('keys', False, 'Print every key of the config with its value and meaning, and run nothing.')
 _PROCESSES = flags.DEFINE_string(
     'processes', '1', 'How many processes run this command together; auto: as a TPU pod, GKE, SLURM or Open MPI says.')
@@ -103,7 +105,7 @@ def _run(processes) -> int:
     try:
         processes.start(_PROCESSES.value, _PROCESS.value, _COORDINATOR.value)
         try:
-            run(_CONFIG.value, Path(_WORKDIR.value))
+            run(_CONFIG.value, _WORKDIR.value)
         except Exception as error:
             processes.check(error)
             raise

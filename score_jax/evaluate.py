@@ -190,6 +190,7 @@ class Evaluation:
         row, samples = make(self._parameters[stage](jnp.float32))
         row = {'method': method, 'seed': self.config.seed} | row
         write_json(cache, {'source': source, 'row': row, 'samples': samples})
+        self.directory.push()
         progress.say(f'{said}: {_shown(row)}')
         return row, samples
 

@@ -19,6 +19,7 @@ from score_jax.errors import UserError
 from score_jax.lora import LoraConfig
 from score_jax.offline import OfflineConfig
 from score_jax.sources import RANDOM, stage_checkpoints, weights
+from score_jax.store import hint
 from score_jax.train import Stage, TrainConfig, stage_seed
 
 # How far the sampler's log-probabilities may lie from the learner's on the first step of a run.
@@ -84,7 +85,8 @@ def pretrained(config) -> str:
     for key, value in directories.items():
         if not Path(value).expanduser().is_dir():
             raise UserError(
-                f'config.{key} is {value!r}, which is no directory; name that of a Hugging Face model, or a stage.')
+                f'config.{key} is {value!r}, which is no directory{hint(value)}; name that of a Hugging Face model, or '
+                'a stage.')
     return config.pretrained or next(iter(directories.values()), '')
 
 

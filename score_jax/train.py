@@ -26,6 +26,7 @@ from score_jax.lora import LoraConfig
 from score_jax.optimizer import OptimizerConfig, TrainState
 from score_jax.settings import read
 from score_jax.sharding import MeshConfig
+from score_jax.store import hint
 from score_jax.workdir import StageDirectory
 
 
@@ -86,8 +87,8 @@ def task_and_model(config) -> tuple[tasks.Task, model.ModelConfig]:
     """
     if config.pretrained and not Path(config.pretrained).expanduser().is_dir():
         raise UserError(
-            f'config.pretrained is {config.pretrained!r}, which is no directory; name the one of a Hugging Face model, '
-            'where config.json, safetensors and tokenizer lie.')
+            f'config.pretrained is {config.pretrained!r}, which is no directory{hint(config.pretrained)}; name the one '
+            'of a Hugging Face model, where config.json, safetensors and tokenizer lie.')
     task = tasks.make(config.task, config.tokenizer, config.chat, config.pretrained)
     return task, model_config(config.model, task, config.pretrained)
 
@@ -237,6 +238,8 @@ class Stage(abc.ABC):
                     with meter.waiting():
                         checkpoints.wait()
                     self._save(checkpoints, step, state, metrics)
+                    with meter.waiting():
+                        self.directory.push(checkpoints.wait)
                 if hopeless or stop:
                     checkpoints.wait()
                     after = f'{config.stage}: stopped after step {step} of {config.steps}, which is saved'

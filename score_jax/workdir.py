@@ -18,12 +18,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from score_jax import processes, settings
 from score_jax.errors import UserError
 from score_jax.jsonl import number, read_jsonl
+from score_jax.mirror import Mirror
 
 # Keys that may differ when a stage goes on: how often it speaks and saves, where it runs, and what is measured of
 # what can be measured. On another mesh sums are taken in another order, so numbers agree, but not to the bit.
@@ -35,7 +36,9 @@ FREE_TASK_KEYS = ('data_dir', 'workers')
 
 
 class StageDirectory:
-    """One stage's folder; refuses to mix two configs in it."""
+    """One stage's folder; refuses to mix two configs in it. `mirror` is set where the workdir is that of an address."""
+
+    mirror: Mirror | None = None
 
     def __init__(self, workdir: Path, name: str, config: Mapping):
         self.path = workdir / name
@@ -80,6 +83,8 @@ class StageDirectory:
 
     def open(self, done: int = 0) -> None:
         """Makes the folder and writes its config, whole or not at all; notes changes as made after step `done`."""
+        if self.mirror:
+            self.mirror.take()
         self.path.mkdir(parents=True, exist_ok=True)
         if self._held:
             self._lock()
@@ -121,6 +126,12 @@ class StageDirectory:
         self._locked = True
         self._held.callback(setattr, self, '_locked', False)
         return False
+
+    def push(self, complete: Callable[[], None] = lambda: None) -> None:
+        """Copies the workdir to its address, if it has one, once `complete` has returned."""
+        if self.mirror:
+            complete()
+            self.mirror.push()
 
     def truncate(self, step: int) -> None:
         """Drops the lines after `step`: they are made again."""
