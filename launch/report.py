@@ -7,17 +7,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
-from score_jax import report
+from score_jax import mirror, report
 from score_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory that launch/main.py wrote.', required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory that launch/main.py wrote, or its address.', required=True)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'not a flag: {" ".join(argv[1:])}')
     try:
-        print(report.write(Path(WORKDIR.value)))
+        print(report.write(mirror.look(WORKDIR.value, checkpoints=False)))
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -19,7 +19,7 @@ from score_jax.jsonl import plain
 
 WORKDIR = flags.DEFINE_string(
     'workdir', 'runs/score',
-    'What launch/main.py or launch/convert.py wrote, or the directory of a Hugging Face model.')
+    'What launch/main.py or launch/convert.py wrote, or the directory of a Hugging Face model; or the address of such.')
 STAGE = flags.DEFINE_string('stage', None, 'The stage whose checkpoint is tried; by default the one saved last.')
 STEP = flags.DEFINE_integer('step', None, 'The step of its checkpoint; by default the latest.', lower_bound=0)
 TEMPERATURE = flags.DEFINE_float('temperature', None, '0 is greedy; by default that of training.', lower_bound=0)
@@ -81,10 +81,10 @@ def show(conversation, prompt: str, instruction: str, asks: bool) -> str:
 
 def run(written: str | None) -> None:
     """Shows the problem that was written, and what is asked for after it; those of the test split where none was."""
-    from score_jax import compilation, converse  # after the flags are read, so that a mistake in them answers at once
+    from score_jax import compilation, converse, mirror  # after the flags, so that a mistake in them answers at once
     compilation.keep()
     policy = converse.load(
-        Path(WORKDIR.value), STAGE.value, step=STEP.value, temperature=TEMPERATURE.value,
+        mirror.look(WORKDIR.value, step=STEP.value), STAGE.value, step=STEP.value, temperature=TEMPERATURE.value,
         max_tokens=MAX_TOKENS.value, data_dir=DATA_DIR.value)
     asks = sys.stdin.isatty() and _CONSOLE.is_terminal
     seed = secrets.randbelow(2**31) if SEED.value is None else SEED.value
