@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def test_every_seed_has_its_folder_and_every_section_its_seed(tmp_path, monkeypa
     class Section:
         def __init__(self, section, workdir):
             self.what = (workdir.name, section.seed, section.stage)
+            self.directory = SimpleNamespace(push=lambda: None)
 
         def run(self):
             seen.append(self.what)
