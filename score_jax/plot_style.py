@@ -1,4 +1,4 @@
-"""How charts look: colours, type and sizes, for the page by day and by night and for a printed column."""
+"""How charts look: colours, type and sizes, for the page and for a printed column."""
 
 import contextlib
 import io
@@ -64,6 +64,10 @@ class Look:
         """The file of a figure, the same for the same figure."""
         buffer = io.BytesIO()
         dates = {'metadata': {'CreationDate': None}} if self.format == 'pdf' else {}
+        if engine := figure.get_layout_engine():  # as savefig would, but that it draws all once more for it
+            figure.set_dpi(matplotlib.rcParams['savefig.dpi'])
+            engine.execute(figure)
+            figure.set_layout_engine('none')
         figure.savefig(buffer, format=self.format, **dates)
         return buffer.getvalue()
 
@@ -71,8 +75,7 @@ class Look:
 # On the page 9 pt must still be readable at the width of a phone. On paper: a column of a two-column page, and Times
 # (STIX comes with matplotlib, and looks like it).
 _SANS = ('DejaVu Sans',)
-LIGHT_PAGE = Look(colours=LIGHT, families=_SANS, size=9, width=4.3, format='png')
-DARK_PAGE = Look(colours=DARK, families=_SANS, size=9, width=4.3, format='png')
+PAGE = Look(colours=LIGHT, families=_SANS, size=9, width=4.3, format='png')
 PAPER = Look(
     colours=LIGHT | dict(ink='#000000', muted='#444444', grid='#e2e2e2'), families=('STIXGeneral', 'DejaVu Sans'),
     size=8, width=3.25, format='pdf')

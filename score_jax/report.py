@@ -19,7 +19,7 @@ import numpy as np
 from score_jax import plot_style, plots, plots_evaluation, report_html, report_measures
 from score_jax.errors import UserError
 from score_jax.jsonl import iter_jsonl, number
-from score_jax.plot_style import DARK_PAGE, LIGHT_PAGE, PAPER, Look
+from score_jax.plot_style import PAGE, PAPER, Look
 from score_jax.plots_evaluation import Measured
 
 TRANSCRIPTS = 20
@@ -44,16 +44,15 @@ def write(workdir: Path) -> Path:
     if not (curves or configs or results or transcripts):
         raise UserError(f'workdir: {str(workdir)!r} has no readable results.json, STAGE/metrics.jsonl, '
                         'STAGE/config.json or samples.jsonl; train with launch/main.py first, or name its workdir.')
-    light, dark, paper = (_draw(measured, curves, look) for look in (LIGHT_PAGE, DARK_PAGE, PAPER))
+    drawn, paper = (_draw(measured, curves, look) for look in (PAGE, PAPER))
     said = findings(results, curves)
     if results:
         last = last_method([str(row['method']) for row in results])
         said += report_measures.sequential_finding(measured.scaling, last)
     html = report_html.page(
-        name=workdir.resolve().name, findings=said, results=results, progress=progress(curves), figures=light,
-        dark_figures=dark, measures=report_measures.section(measured, light, dark), transcripts=transcripts,
-        configs=configs)
-    return _save(workdir, html, {'png': light, 'pdf': paper})
+        name=workdir.resolve().name, findings=said, results=results, progress=progress(curves), figures=drawn,
+        measures=report_measures.section(measured, drawn), transcripts=transcripts, configs=configs)
+    return _save(workdir, html, {'png': drawn, 'pdf': paper})
 
 
 def _draw(measured: Measured, curves: plots.Curves, look: Look) -> dict[str, bytes]:

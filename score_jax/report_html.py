@@ -29,12 +29,11 @@ LONGEST = 4000  # characters of one text that are shown; the middle of a longer 
 
 
 def page(*, name: str, findings: list[tuple[str, str]], results: list[dict], progress: list[str],
-         figures: dict[str, bytes], dark_figures: dict[str, bytes], measures: str, transcripts: list[dict],
-         configs: dict[str, object]) -> str:
-    """The whole page. `figures` and `dark_figures` are PNG bytes by name of chart, `measures` is HTML."""
-    charts = ''.join(figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name])
+         figures: dict[str, bytes], measures: str, transcripts: list[dict], configs: dict[str, object]) -> str:
+    """The whole page. `figures` are PNG bytes by name of chart, `measures` is HTML."""
+    charts = ''.join(figure(chart.title, chart.caption, figures[chart.name])
                      for chart in plots.CHARTS if chart.name in figures)
-    evaluation = ''.join(figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name])
+    evaluation = ''.join(figure(chart.title, chart.caption, figures[chart.name])
                          for chart in plots_evaluation.CHARTS[:1] if chart.name in figures)
     sections = (
         ('results', 'Results', _results(results) + evaluation),
@@ -194,15 +193,11 @@ def _training(progress: list[str], charts: str) -> str:
             f'<div class="charts">{charts}</div>')
 
 
-def figure(title: str, caption: str, light: bytes, dark: bytes, below: str = '') -> str:
-    """A chart as PNG for both pages; `below` is HTML that follows its caption."""
-    return (f'<figure><h3>{title}</h3><picture><source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-            f'<img src="{_data(light)}" alt="Chart: {title}"></picture><figcaption>{caption}</figcaption>{below}'
-            '</figure>')
-
-
-def _data(png: bytes) -> str:
-    return 'data:image/png;base64,' + base64.b64encode(png).decode()
+def figure(title: str, caption: str, png: bytes, below: str = '') -> str:
+    """A chart, which the style sheet turns dark on a dark page; `below` is HTML that follows its caption."""
+    data = base64.b64encode(png).decode()
+    return (f'<figure><h3>{title}</h3><img src="data:image/png;base64,{data}" alt="Chart: {title}">'
+            f'<figcaption>{caption}</figcaption>{below}</figure>')
 
 
 # --- transcripts

@@ -11,7 +11,7 @@ from score_jax.report_html import figure, interval_cell, text
 Column = tuple[str, str, bool]  # key of a row, heading, whether it is a signed difference
 
 
-def section(measured: Measured, figures: dict[str, bytes], dark_figures: dict[str, bytes]) -> str:
+def section(measured: Measured, figures: dict[str, bytes]) -> str:
     """HTML of all charts but that of the results, which stands beside their table."""
     tables = {'edit_distance': _edit_distance, 'unanswered': _unanswered, 'attempts': _attempts,
               'pass_at_k': _pass_at_k, 'vote': _vote}
@@ -19,7 +19,7 @@ def section(measured: Measured, figures: dict[str, bytes], dark_figures: dict[st
     if not shown:
         return '<p class="empty">Nothing measured yet: there is no readable results.json.</p>'
     drawn = ''.join(
-        figure(chart.title, chart.caption, figures[chart.name], dark_figures[chart.name],
+        figure(chart.title, chart.caption, figures[chart.name],
                tables[chart.name](measured) if chart.name in tables else '') for chart in shown)
     more = '' if measured.attempts and measured.scaling else (
         '<p class="caption">Many attempts in a row, pass@k and votes are measured by '

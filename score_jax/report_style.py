@@ -11,6 +11,7 @@ STYLE = f"""
 :root {{ color-scheme: light dark; {_variables(plot_style.LIGHT)} --page:#f5f6f8; --soft:#f5f6f8; --mark:#ffe2c7; }}
 @media (prefers-color-scheme: dark) {{
   :root {{ {_variables(plot_style.DARK)} --page:#111419; --soft:#20252d; --mark:#5a3a1e; }}
+  figure img {{ filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; }}  /* its white is the card's face */
 }}
 """ + """
 * { box-sizing: border-box; }

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from score_jax import metrics, plot_style, plots, plots_evaluation
 from score_jax.plots_evaluation import CHARTS, Measured
 
-LOOKS = {'page': plot_style.LIGHT_PAGE, 'night': plot_style.DARK_PAGE, 'paper': plot_style.PAPER}
+LOOKS = {'page': plot_style.PAGE, 'paper': plot_style.PAPER}
 KINDS = metrics.KINDS
 
 
@@ -35,7 +35,7 @@ def measured(turns: int = 2, methods=('base', 'self_refine', 'stage2')) -> Measu
         attempts=[row(method, 0.0, 10) for method in methods], scaling=[scaling(method) for method in methods])
 
 
-def figure_of(name: str, data: Measured, look: plot_style.Look = plot_style.LIGHT_PAGE) -> Figure:
+def figure_of(name: str, data: Measured, look: plot_style.Look = plot_style.PAGE) -> Figure:
     with look.applied():
         return next(chart for chart in CHARTS if chart.name == name).draw(data, look)
 
@@ -122,16 +122,16 @@ def test_only_rows_at_the_temperature_of_training_are_looked_at_closer():
 
 
 def test_what_is_not_there_is_not_drawn():
-    assert plots_evaluation.draw(Measured(results=[]), plot_style.LIGHT_PAGE) == {}
+    assert plots_evaluation.draw(Measured(results=[]), plot_style.PAGE) == {}
     bare = dict(method='base', temperature=1.0, t1=0.5, t2=0.5)
-    assert list(plots_evaluation.draw(Measured(results=[bare]), plot_style.LIGHT_PAGE)) == ['evaluation']
+    assert list(plots_evaluation.draw(Measured(results=[bare]), plot_style.PAGE)) == ['evaluation']
 
 
 def test_curves_are_drawn_for_as_many_turns_as_were_logged():
     curves = {'stage2': {'step': np.arange(3.0)} | {f't{t}': np.full(3, t / 10) for t in (1, 2, 3)}}
     chart = next(chart for chart in plots.CHARTS if chart.name == 'accuracy')
-    with plot_style.LIGHT_PAGE.applied():
-        figure = plots._chart(chart, curves, [row('base', turns=3)], plot_style.LIGHT_PAGE)
+    with plot_style.PAGE.applied():
+        figure = plots._chart(chart, curves, [row('base', turns=3)], plot_style.PAGE)
     assert series(figure.axes[0]) == [[10.0] * 3, [20.0] * 3, [30.0] * 3]
     assert words(figure).endswith('turn 1 | turn 2 | turn 3 | base')
     assert len(figure.axes[0].lines) == 6  # with the levels of the base

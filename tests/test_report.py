@@ -97,7 +97,7 @@ def drawn_once(monkeypatch, request):
 
     def once(measured, curves, look):
         if id(curves) not in kept:
-            kept[id(curves)] = curves, draw(measured, curves, plot_style.LIGHT_PAGE)
+            kept[id(curves)] = curves, draw(measured, curves, plot_style.PAGE)
         return kept[id(curves)][1]
     monkeypatch.setattr(report, '_draw', once)
 
@@ -158,7 +158,7 @@ def test_charts_are_files_too_for_the_screen_and_for_print(run):
     files = {path.name: path.read_bytes() for path in (workdir / 'report').iterdir()}
     assert files.keys() == {f'{name}.{kind}' for name in names for kind in ('png', 'pdf')}
     assert all(data.startswith(b'\x89PNG' if name.endswith('png') else b'%PDF') for name, data in files.items())
-    assert page.count('data:image/png;base64,') == 2 * len(names)  # light and dark
+    assert page.count('data:image/png;base64,') == len(names)
 
 
 def test_writing_again_gives_the_same_page_and_files(run, tmp_path):
