@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 _DEVICES = '--xla_force_host_platform_device_count'
 if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+    # Half the time to compile. An XLA that does not know a flag ends the process.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false"
+    if not subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], capture_output=True,
+                          env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}).returncode:
+        os.environ['XLA_FLAGS'] = flags
 # Most of the time that a test takes is compiling: little is optimised here, and what one process compiles serves all.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

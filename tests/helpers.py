@@ -1,5 +1,7 @@
 """A tiny decoder for the tests, and the same formulas a second time: plain numpy, float64, one row, no padding."""
 
+import os
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
@@ -9,6 +11,13 @@ from score_jax.learner import MemoryConfig
 from score_jax.trajectory import Trajectory
 
 AXES = ('data', 'fsdp', 'model')
+
+
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    """For a process of its own, with so many devices; it compiles as the tests do."""
+    flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+    flags += [f'--xla_force_host_platform_device_count={devices}'] * (devices > 1)
+    return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags)} | more
 
 
 def tiny(**changes) -> lm.ModelConfig:

@@ -1,12 +1,12 @@
 """launch/colab.ipynb: its cells run from top to bottom, as they are but for the budget."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = json.loads((ROOT / 'launch' / 'colab.ipynb').read_text())
@@ -19,8 +19,7 @@ def execute(cells: list[str], cwd: Path) -> subprocess.CompletedProcess:
     program = '\n'.join([*cells, 'print(len(plt.get_fignums()), "figures")'])
     return subprocess.run(
         [sys.executable, '-c', program], cwd=cwd, capture_output=True, text=True, timeout=SECONDS, check=False,
-        env=os.environ | {
-            'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'MPLBACKEND': 'Agg', 'PYTHONPATH': ''})
+        env=environment(MPLBACKEND='Agg', PYTHONPATH=''))
 
 
 @pytest.fixture

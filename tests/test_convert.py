@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from family_configs import CONFIGS, varied
-from helpers import mesh_of, random_params
+from helpers import environment, mesh_of, random_params
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -242,7 +242,7 @@ def test_loading_needs_little_more_memory_than_the_parameters(tmp_path, monkeypa
     write(tmp_path / 'hf', 'large', 'bfloat16')
     done = subprocess.run(
         [sys.executable, '-c', MEASURE, tmp_path / 'hf'], capture_output=True, text=True, cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}, check=True)
+        env=environment(), check=True)
     assert float(done.stdout) < 1.3
 
 

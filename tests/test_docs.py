@@ -21,6 +21,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import helpers
 import pytest
 from small import BASE, EVALUATE, MODEL, REINFORCE, under
 
@@ -111,9 +112,7 @@ def clone(tmp_path_factory) -> Path:
 
 def environment(clone: Path) -> dict[str, str]:
     """`python` is this one."""
-    return os.environ | {
-        'PATH': f'{clone / "bin"}:{os.environ["PATH"]}', 'PYTHONPATH': str(clone), 'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': ''}
+    return helpers.environment(PATH=f'{clone / "bin"}:{os.environ["PATH"]}', PYTHONPATH=str(clone))
 
 
 def run(clone: Path, *command: str) -> str:

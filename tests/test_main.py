@@ -1,7 +1,6 @@
 """`launch/main.py`: the whole pipeline, and mistakes that are answered in one sentence and change nothing."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import small
+from helpers import environment
 from ml_collections import ConfigDict
 
 from configs import score, stage1, stage2
@@ -31,9 +31,7 @@ def launch(config: str, workdir: Path, *flags: str, devices: int = 1, **override
     return subprocess.run(
         [sys.executable, 'launch/main.py', f'--config={config}', f'--workdir={workdir}', *flags,
          *(f'--config.{key}={value}' for key, value in overrides.items())],
-        cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {
-            'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
+        cwd=ROOT, capture_output=True, text=True, env=environment(devices))
 
 
 def make(config_file, values: dict, **changes) -> ConfigDict:

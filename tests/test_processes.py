@@ -1,6 +1,5 @@
 """Several processes are one run: they do what one process does, stop together, and none waits for one that is gone."""
 
-import os
 import shutil
 import signal
 import socket
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import untimed
+from helpers import environment, untimed
 
 from score_jax import processes, sharding
 from score_jax.errors import UserError
@@ -38,14 +37,12 @@ def start(command: list[str], count: int, cache: Path | None = None) -> list[sub
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-    if cache:
-        environment |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    own = {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'} if cache else {}
     return [
         subprocess.Popen(
             [*command, f'--processes={count}', f'--process={number}', f'--coordinator=127.0.0.1:{port}'][
                 :None if count > 1 else len(command)],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            cwd=ROOT, env=environment(**own), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for number in range(count)]
 
 

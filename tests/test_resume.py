@@ -6,7 +6,6 @@ runs to the end.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import untimed
+from helpers import environment, untimed
 
 from configs import stage1
 from score_jax.baselines.supervised import Supervised
@@ -44,7 +43,7 @@ class Run:
             [sys.executable, 'launch/main.py', '--config=configs/stage1.py', f'--workdir={workdir}',
              *(f'--config.{key}={value}' for key, value in TINY.items())],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
+            env=environment())
 
     def signal_when(self, number: signal.Signals, file: Path, lines: int) -> tuple[int, str]:
         """Sends a signal as soon as `file` has so many lines: how the run ended, and what it said of that."""

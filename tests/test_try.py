@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from helpers import environment
 from ml_collections import ConfigDict
 
 from configs import stage1
@@ -164,8 +165,8 @@ def test_a_person_is_asked_in_a_terminal(workdir):
     """Enter is another attempt, a text that is no problem is answered, another problem is taken, q ends."""
     ours, theirs = pty.openpty()
     command = [sys.executable, 'launch/try.py', f'--workdir={workdir}', '--stage=base', '--seed=1', '2 3 5 make 17']
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'TERM': 'xterm', 'COLUMNS': '100'}
-    process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(TERM='xterm', COLUMNS='100'))
     os.close(theirs)
     output, answers, deadline = '', ['\n', 'hello\n', '1 2 3 make 6\n', 'q\n'], time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -185,5 +186,5 @@ def test_a_person_is_asked_in_a_terminal(workdir):
 def test_a_mistake_is_one_sentence(workdir):
     done = subprocess.run(
         [sys.executable, 'launch/try.py', f'--workdir={workdir}', '2', '3', 'make'], cwd=ROOT, capture_output=True,
-        text=True, stdin=subprocess.DEVNULL, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
+        text=True, stdin=subprocess.DEVNULL, env=environment())
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'Countdown with 3 numbers' in done.stderr
