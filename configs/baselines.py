@@ -43,6 +43,6 @@ def get_config(preset: str = '') -> ConfigDict:
         second=4,  # second attempts on each of them, where pairs are of one rollout
     ))
     config.rollout = common.sampling()
-    config.temperature = 1.0  # of the law that is sampled from
+    config.temperature = 1.0  # of the distribution that is sampled from
     config.samples = 8  # transcripts of each iteration in samples.jsonl
     return common.preset(config, PRESETS, preset)

@@ -134,7 +134,7 @@ def reinforce(stage: str) -> ConfigDict:
         attempts=8,  # first attempts at each of them
     ))
     config.rollout = sampling()
-    config.temperature = 1.0  # of the law that is sampled from and learned
+    config.temperature = 1.0  # of the distribution that is sampled from and learned
     config.sample_every = 10  # steps between two groups of transcripts in samples.jsonl
     config.samples = 8  # transcripts in such a group
     return config

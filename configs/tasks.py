@@ -38,7 +38,7 @@ TASKS = {
     'jsonl': dict(
         name='jsonl',
         train='',  # file of one JSON object a line, with 'problem', 'answer' and, if you like, 'level'
-        test='',
+        test='',  # the same for problems that are only measured
         grade='maths',  # 'maths': equal in value; 'exact': letter for letter
         **{key: value for key, value in _MATHS.items() if key != 'data_dir'}),
 }

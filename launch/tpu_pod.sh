@@ -5,7 +5,7 @@
 #     --config=configs/stage1.py:math-gemma2-9b --config.pretrained=/bucket/gemma-2-9b-it --workdir=/bucket/runs/mine
 #
 # It asks for the slice (a queued resource, so it waits its turn), sets the workers up, mounts the bucket at /bucket,
-# and starts a process on each. Exit code 75 (a signal, the state is saved), 137 and a slice that is gone mean: again.
+# and starts a process on each. Exit code 75 (a signal, the state is saved), 134, 137 and a slice that is gone: again.
 # What is committed (git HEAD) is what runs. The slice stays when the run is done; `bash launch/tpu_pod.sh NAME --delete
 # --zone=ZONE` gives it back. Needs gcloud with a project, and must keep running itself: in tmux, or on a small VM.
 set -euo pipefail
@@ -107,7 +107,7 @@ while true; do
   fi
   code=$(run "$(printf '%q ' "$@")")
   case $code in
-    75 | 137 | '')
+    75 | 134 | 137 | '')
       echo "tpu_pod.sh: stopped (${code:-no answer}, $name is $(state)); it goes on from its last checkpoint"
       ;;
     *) exit "$code" ;;

@@ -25,8 +25,8 @@ from score_jax.sharding import MeshConfig, batch_sharding, batch_shards
 from score_jax.trajectory import Trajectory
 
 # Arrays of [rows or tokens, vocabulary] in float32 that are there at once, counted in what is compiled.
-_SAMPLING_COPIES = 4  # logits, their law, its probabilities and their sums
-_HEAD_COPIES = 4  # logits of policy and reference, weights of the policy's law, and what is pulled back to them
+_SAMPLING_COPIES = 4  # logits, scaled, probabilities and their sums
+_HEAD_COPIES = 4  # logits of policy and reference, the policy's probabilities, and what is pulled back to them
 # Arrays of [heads, queries, slots] in float32 in the backward pass of a block of attention: scores, weights, and what
 # comes back.
 _SCORE_COPIES = 4
@@ -129,7 +129,7 @@ def plan(work: Work) -> Plan:
         'weights, layer by layer, in the compute type': bytes_of(rollout.abstract_params(whole, learner.model)),
         'KV cache': held,
         'KV cache as it was before it grew': before,
-        'laws of the next tokens': _SAMPLING_COPIES * 4 * _rows(work, 1) * learner.model.vocab_size}
+        'distributions of the next tokens': _SAMPLING_COPIES * 4 * _rows(work, 1) * learner.model.vocab_size}
     return Plan(always, sampling, _update(work, state, frozen))
 
 

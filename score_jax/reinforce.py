@@ -341,11 +341,11 @@ class Reinforce(Stage):
         return warnings
 
     def _check_gap(self, gap: float) -> None:
-        """The first step of a run says whether sampler and learner see the same law."""
+        """The first step of a run says whether sampler and learner see the same distribution."""
         if not self._gap_checked and not gap <= _LOG_PROB_TOLERANCE[self.model.dtype]:
             raise RuntimeError(
                 f'The log-probabilities of the sampler and of the learner differ by {gap:.2g} on the same tokens: the '
-                'gradient would be that of another law. This is a fault of the program, not of the config.')
+                'gradient would be that of another distribution. This is a fault of the program, not of the config.')
         self._gap_checked = True
 
     def _samples(self, problems, attempts, step: int) -> list[dict]:

@@ -47,7 +47,7 @@ class RolloutConfig:
       max_tokens: the longest response of a turn, its end token included.
       max_length: tokens of a row at most: prompt, responses and instructions together. The cache has as many
         slots, rounded up to a multiple of `chunk`.
-      temperature: of the law that is sampled from; 0 takes the likeliest token.
+      temperature: of the distribution that is sampled from; 0 takes the likeliest token.
       chunk: tokens decoded before the cache grows and the host looks whether all rows are done; prompts,
         cache and trajectory have widths that are multiples of it.
       end_tokens: ids that end a response.

@@ -1,4 +1,4 @@
-"""Drawing a token from the law of a model: inverse CDF at one uniform number a token.
+"""Drawing a token from the distribution of a model: inverse CDF at one uniform number a token.
 
 Letters: B rows, V vocabulary, C blocks of v tokens.
 """

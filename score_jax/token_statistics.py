@@ -1,4 +1,4 @@
-"""What a law says of the tokens that were drawn from it, and the gradient of a loss of that: the head, in one pass.
+"""What a policy says of the tokens that were drawn from it, and the gradient of a loss of that: the head, in one pass.
 
 The head is the dearest product, and its logits are the largest array. So it is applied to the hidden states that a
 sampled token follows, to no others; to `chunk` of them at a time; and once: as soon as a chunk's statistics are known,
@@ -32,7 +32,7 @@ from score_jax.sharding import spread
 
 @flax.struct.dataclass
 class TokenStatistics:
-    """For each token `[B, T]` what the law that it was drawn from says; 0 where a token was not sampled."""
+    """For each token `[B, T]` what the distribution that it was drawn from says; 0 where a token was not sampled."""
 
     log_probs: jax.Array
     reference_log_probs: jax.Array  # the policy's own without a reference
@@ -74,13 +74,13 @@ def _of_logits_back(kept, by: TokenStatistics):
     """By hand, so that it is one pass over the vocabulary, without another sum."""
     logits, reference, tokens, norm, entropy = kept
     by_log_probs = by.log_probs if reference else by.log_probs + by.reference_log_probs
-    law = logits - norm[..., None]
-    slope = -by_log_probs[..., None] - by.entropy[..., None] * (law + entropy[..., None])
+    all_log_probs = logits - norm[..., None]
+    slope = -by_log_probs[..., None] - by.entropy[..., None] * (all_log_probs + entropy[..., None])
     if reference:
         reference_logits, shift = reference
         slope += by.kl[..., None] * (logits - reference_logits - shift[..., None])
     here = tokens[..., None] == jnp.arange(logits.shape[-1])
-    return jnp.exp(law) * slope + jnp.where(here, by_log_probs[..., None], 0.0), None, None
+    return jnp.exp(all_log_probs) * slope + jnp.where(here, by_log_probs[..., None], 0.0), None, None
 
 
 of_logits.defvjp(_of_logits, _of_logits_back)
@@ -124,7 +124,7 @@ class Head:
 
     Attributes:
       shards: of the batch, G.
-      temperature: that of the sampler: learned is the law that was sampled from.
+      temperature: that of the sampler: learned is the distribution that was sampled from.
       chunk: sampled tokens of a shard that it is applied to at a time.
       trained: whether it is learned, and not that of a base which adapters stand beside.
     """

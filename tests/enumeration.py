@@ -158,7 +158,7 @@ def group_loss(w: World, policy, reference, objective, forks, rows, failed=()):
 
 
 def expected_gradient(w: World, policy, reference, objective, forks, *, first=None, failed=()):
-    """The gradient `[C, V]` of `-policy_loss`, its mean over the law of its groups."""
+    """The gradient `[C, V]` of `-policy_loss`, its mean over the distribution of its groups."""
     groups, probability = groups_of(w, policy, forks, first)
 
     def loss(policy):

@@ -28,7 +28,7 @@ def tiny(**changes) -> lm.ModelConfig:
 
 
 def random_params(config: lm.ModelConfig, seed: int = 0) -> dict:
-    """Weights large enough for peaked laws that depend on the context; no norm is 1."""
+    """Weights large enough for peaked distributions that depend on the context; no norm is 1."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda p: rng.normal(0.0 if p.stddev else 1.0, 0.45, p.shape).astype(np.float32),

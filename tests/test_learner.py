@@ -127,7 +127,7 @@ def test_the_batch_mean_shrinks_the_expected_gradient_by_its_own_share(double, f
 
 @pytest.mark.parametrize('name, kl_estimator', CASES)
 def test_on_given_first_attempts_only_what_follows_is_trained(double, name, kl_estimator):
-    """They are drawn from another law; turn 1 has no gradient at all, its KL neither."""
+    """They are drawn from another distribution; turn 1 has no gradient at all, its KL neither."""
     w = given(world(vocab=2, limit=2))
     policy, reference = tables(w)
     first = reference[::-1]

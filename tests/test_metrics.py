@@ -11,7 +11,7 @@ from scipy import stats
 from score_jax import metrics
 
 NAMES = ('t1', 't2', 'delta', 'i_to_c', 'c_to_i', 'changed')
-Z = 1.959963984540054  # the 97.5 % quantile of the normal law
+Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def outcomes(n: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -64,7 +64,7 @@ def test_the_cache_takes_what_was_planned(monkeypatch):
 
 @pytest.mark.parametrize('changes', [{'forks': (2, 1), 'remat': 'nothing'}, {'lora': LORA}])
 def test_what_the_update_takes_beside_is_within_half_of_the_plan(changes):
-    """With a large vocabulary, so that a law for every token would be more than all of the plan."""
+    """With a large vocabulary, so that a distribution for every token would be more than all of the plan."""
     it = work((1, 1, 1), model=tiny(vocab_size=5_000), max_tokens=30, **changes)
     planned = sum(plan.plan(it).update.values())
     taken = plan.lower_update(it).compile().memory_analysis().temp_size_in_bytes

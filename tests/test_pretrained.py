@@ -69,7 +69,7 @@ def stage(model, sums, tmp_path_factory) -> tuple[Path, list]:
     return workdir, sampled
 
 
-def test_a_stage_starts_from_a_model_and_sampler_and_learner_see_one_law(stage):
+def test_a_stage_starts_from_a_model_and_sampler_and_learner_agree(stage):
     lines = [json.loads(line) for line in (stage[0] / 'stage1/metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines] == [1, 2]
     assert all(line['log_prob_gap'] < 1e-4 for line in lines)

@@ -45,7 +45,7 @@ def test_a_dialogue_has_the_tokens_and_turns_of_a_rollout_that_samples_its_respo
     vocab, (end,) = task.tokenizer.vocab_size, task.tokenizer.end_tokens
 
     def noise(seed, step, turn, rows, tokens):
-        """What draws the dialogues' responses from the uniform law over the vocabulary."""
+        """What draws the dialogues' responses from the uniform distribution over the vocabulary."""
         drawn = [[*task.tokenizer.encode(responses[turn - 1]), end] for _, responses in dialogues]
         return (rollout.pad_rows(drawn, tokens, end)[0] + 0.5) / vocab
 

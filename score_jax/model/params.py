@@ -18,7 +18,7 @@ from score_jax.sharding import named_sharding
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """Shape, logical axis names, and the initial law: normal around 0, or `constant` where `stddev` is 0."""
+    """Shape, logical axis names, and the initial distribution: normal around 0, or `constant` where `stddev` is 0."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
