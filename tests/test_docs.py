@@ -41,6 +41,7 @@ SMALL = {
     'stage2': MODEL | REINFORCE,
     'ablation': MODEL | REINFORCE,
     'evaluate': MODEL | _EVALUATE,
+    'evaluate:jsonl-tiny': {'temperatures': (1.0,)},
     'score': MODEL | under('base', BASE) | under('stage1', REINFORCE) | under('stage2', REINFORCE)
              | under('evaluate', _EVALUATE),
 }

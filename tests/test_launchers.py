@@ -81,7 +81,7 @@ def test_a_slice_is_asked_for_awaited_set_up_and_used_by_all_workers(tmp_path, c
     assert '--worker=all' in started and '--processes=auto' in started and r'--workdir=/bucket/runs/a\ b' in started
 
 
-@pytest.mark.parametrize('code', ['75', '137', 'gone'])
+@pytest.mark.parametrize('code', ['75', '134', '137', 'gone'])
 def test_a_run_that_was_stopped_is_started_again_on_the_same_slice(tmp_path, clone, code):
     calls, done = pod(tmp_path, clone, ['ACTIVE'], codes=[code, '0'])
     assert done.returncode == 0 and sum('launch/main.py' in call for call in calls) == 2
@@ -127,7 +127,8 @@ def batch(folder: Path) -> subprocess.CompletedProcess:
         ['bash', str(ROOT / 'launch' / 'slurm.sbatch'), *RUN], folder, SLURM_JOB_ID='7', SLURM_SUBMIT_DIR=str(folder))
 
 
-@pytest.mark.parametrize('code, again', [(0, False), (1, False), (2, False), (75, True), (137, True), (143, True)])
+@pytest.mark.parametrize('code, again', [
+    (0, False), (1, False), (2, False), (75, True), (134, True), (137, True), (143, True)])
 def test_slurm_queues_a_run_again_where_it_was_stopped(tmp_path, code, again):
     program(tmp_path, 'srun', f'#!/bin/sh\necho srun "$@" >> {tmp_path}/calls\nexit {code}\n')
     program(tmp_path, 'scontrol', f'#!/bin/sh\necho scontrol "$@" >> {tmp_path}/calls\n')
@@ -171,7 +172,7 @@ def test_the_jobset_is_a_whole_slice_that_starts_anew():
     assert spec['backoffLimit'] == 0 and pod['restartPolicy'] == 'Never' and spec['completionMode'] == 'Indexed'
     assert jobset['spec']['failurePolicy']['maxRestarts'] > 100
     (rule,) = spec['podFailurePolicy']['rules']
-    assert rule['onExitCodes'] == {'containerName': container['name'], 'operator': 'In', 'values': [2]}
+    assert rule['onExitCodes'] == {'containerName': container['name'], 'operator': 'In', 'values': [1, 2]}
     assert '--processes=auto' in container['args']
     (mount,), (volume,) = container['volumeMounts'], pod['volumes']
     assert mount['name'] == volume['name']
