@@ -2,7 +2,7 @@
 
     python benchmarks/run.py                        # all of it, and benchmarks/RESULTS.md
     python benchmarks/run.py --only=W1,W3 --repeats=5
-    python benchmarks/run.py --quick --peers=       # tiny shapes, no peers: to see that it runs
+    python benchmarks/run.py --quick --peers= --out=/tmp/quick.md   # tiny shapes, no peers: to see that it runs
     python benchmarks/run.py --render               # the page anew from the figures of the last run
 
 docs/speed.md says what is measured and how to read the table.
