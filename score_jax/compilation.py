@@ -20,6 +20,8 @@ from score_jax import cache
 
 _EVENT = '/jax/core/compile/backend_compile_duration'  # a program is made ready: compiled, or read from the cache
 _MOST_BYTES = 4 << 30  # that are kept for a user
+# On GPUs, products by cuBLAS: as fast here as kernels that XLA makes and times, which takes most of the time to compile.
+_FLAG = '--xla_gpu_enable_triton_gemm'
 
 
 @dataclasses.dataclass
@@ -60,9 +62,13 @@ def keep() -> Path | None:
     Whoever can write there can run code here, so it is the user's alone. `JAX_ENABLE_COMPILATION_CACHE=false` keeps
     nothing.
 
+    What is compiled for GPUs takes its matrix products from cuBLAS, unless XLA_FLAGS says otherwise.
+
     Returns:
       the folder; None where it cannot be written, and nothing is kept.
     """
+    if _FLAG not in (flags := os.environ.get('XLA_FLAGS', '')):
+        os.environ['XLA_FLAGS'] = f'{flags} {_FLAG}=false'.strip()
     given = jax.config.jax_compilation_cache_dir
     folder = Path(given) if given else _user_folder()
     if folder is None or not _writable(folder):

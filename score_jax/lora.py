@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from score_jax import model as lm
 from score_jax.errors import UserError
+from score_jax.model.products import precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,8 @@ def adapt(base: dict, adapters: dict, lora: LoraConfig) -> dict:
 def _merged(w: lm.Adapted, dtype) -> jax.Array:
     rank = w.a.shape[-1]
     product = jnp.matmul(
-        w.a.reshape(len(w.a), -1, rank), w.b.reshape(len(w.b), rank, -1), preferred_element_type=jnp.float32)
+        w.a.reshape(len(w.a), -1, rank), w.b.reshape(len(w.b), rank, -1), precision=precision(w.a.dtype),
+        preferred_element_type=jnp.float32)
     return (w.weight.astype(jnp.float32) + w.scale * product.reshape(w.weight.shape)).astype(dtype)
 
 

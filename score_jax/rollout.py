@@ -33,6 +33,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from score_jax import model as lm
 from score_jax.decode import KEY_AXES, VALUE_AXES, Flight, Static, decode, decode_turn, placed
 from score_jax.errors import UserError
+from score_jax.model.kernels import SLOTS, decodes
 from score_jax.sampling import turn_noise
 from score_jax.sharding import batch_shards, check_divisible, named_sharding, on_mesh, own_rows, put_batch, to_host
 from score_jax.trajectory import Trajectory
@@ -108,33 +109,46 @@ def _empty(static: Static, *, rows: int, width: int, turns: int, pad_token: int)
         cache=(lm.new_cache(static.model, rows, 0),) * static.model.layers), static.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=('static', 'slots', 'forks', 'turn'))
 @on_mesh
-def _prefill(
-    static: Static, params, rows: _Rows, block, block_length, *, slots: int, forks: int, turn: int = 0) -> _Rows:
-    """Reads `block [B, I]` (`block_length [B]` of it) behind each row, marks it with `turn`, then forks each row."""
+def _read(
+    static: Static, params, rows: _Rows, cache, block, block_length, *, slots: int, forks: int, turn: int) -> _Rows:
+    """`_prefill`, where `cache` is that of `rows`."""
     columns = rows.length[:, None] + jnp.arange(block.shape[1])
     valid = jnp.arange(block.shape[1]) < block_length[:, None]
     places = jnp.arange(len(block))[:, None], jnp.where(valid, columns, rows.tokens.shape[1])
-    hidden, cache = lm.forward(params, static.model, block, columns, tuple(lm.grow(c, slots) for c in rows.cache))
+    if cache[0].slots:
+        cache = tuple(lm.grow(c, slots) for c in cache)
+    hidden, cache = lm.forward(params, static.model, block, columns, cache)
     last = jnp.take_along_axis(hidden, jnp.maximum(block_length - 1, 0)[:, None, None], axis=1)[:, 0]
     rows = rows.replace(
         tokens=rows.tokens.at[places].set(block, mode='drop'),
         turn=rows.turn.at[places].set(turn, mode='drop'),
         length=rows.length + block_length,
         hidden=jnp.where(block_length[:, None] > 0, last, rows.hidden),
-        cache=cache)
+        cache=tuple(lm.grow(c, slots) for c in cache))
     return placed(jax.tree.map(lambda x: jnp.repeat(x, forks, axis=0), rows), static.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=('static', 'slots'))
-def _take_off(static: Static, rows: _Rows, uniform, limit, done, *, slots: int) -> Flight:
+_STATIC = ('static', 'slots', 'forks', 'turn')
+_read_apart = jax.jit(_read, static_argnames=_STATIC)
+_read_in_place = jax.jit(_read, static_argnames=_STATIC, donate_argnames=('cache',))
+
+
+def _prefill(
+    static: Static, params, rows: _Rows, block, block_length, *, slots: int, forks: int, turn: int = 0) -> _Rows:
+    """Reads `block [B, I]` (`block_length [B]` of it) behind each row, marks it with `turn`, then forks each row."""
+    read = _read_in_place if forks == 1 and rows.cache[0].slots == slots else _read_apart
+    return read(
+        static, params, rows.replace(cache=()), rows.cache, block, block_length, slots=slots, forks=forks, turn=turn)
+
+
+@functools.partial(jax.jit, static_argnames=('static',))
+def _take_off(static: Static, rows: _Rows, uniform, limit, done) -> Flight:
     b, parts = len(rows.length), batch_shards(static.mesh)
     return placed(Flight(
         row=jnp.arange(b) % (b // parts), start=rows.length, limit=limit, uniform=uniform,
         tokens=jnp.zeros(uniform.shape, jnp.int32), log_probs=jnp.zeros(uniform.shape, jnp.float32),
-        drawn=jnp.zeros((b,), jnp.int32), done=done, hidden=rows.hidden,
-        cache=tuple(lm.grow(c, slots) for c in rows.cache)), static.mesh)
+        drawn=jnp.zeros((b,), jnp.int32), done=done, hidden=rows.hidden, cache=rows.cache), static.mesh)
 
 
 @functools.partial(jax.jit, static_argnames=('static',), donate_argnames=('rows',))
@@ -149,8 +163,7 @@ def _land(static: Static, rows: _Rows, flight: Flight, cut, turn) -> _Rows:
     return placed(rows.replace(
         tokens=written(rows.tokens, flight.tokens), log_probs=written(rows.log_probs, flight.log_probs),
         turn=jnp.where(inside, turn, rows.turn), length=flight.start + flight.drawn,
-        truncated=rows.truncated.at[:, turn - 1].set(jnp.where(flight.drawn > 0, ~ended, cut)),
-        cache=flight.cache), static.mesh)
+        truncated=rows.truncated.at[:, turn - 1].set(jnp.where(flight.drawn > 0, ~ended, cut))), static.mesh)
 
 
 def _last(tokens, length):
@@ -164,7 +177,7 @@ _newest = jax.jit(lambda flight, last: jnp.where(flight.drawn > 0, _last(flight.
 
 @functools.partial(jax.jit, static_argnames=('static',))
 def _for_sampling(static: Static, params):
-    return lm.one_by_one(params, static.model)
+    return lm.one_by_one(params, static.model, joined=static.mesh.shape['model'] == 1)
 
 
 def abstract_cache(model: lm.ModelConfig, mesh: jax.sharding.Mesh, rows: int, slots: int) -> tuple[lm.Cache, ...]:
@@ -297,11 +310,13 @@ def sample(
     block, block_length = pad_rows(prompts, rollout.chunk, rollout.pad_token)
     longest, closes = 0, rollout.close_token is not None
     width = block.shape[1] + rollout.turns * rollout.max_tokens + sum(len(gap) + closes for gap in gaps)
-    rows = _empty(static, rows=len(prompts), width=_round_up(width, rollout.chunk), turns=rollout.turns,
-                  pad_token=rollout.pad_token)
+    width = _round_up(width, rollout.chunk)
+    rows = _empty(static, rows=len(prompts), width=width, turns=rollout.turns, pad_token=rollout.pad_token)
     for turn in range(1, rollout.turns + 1):
         longest += int(block_length.max())
         slots = max(_round_up(longest + min(rollout.chunk, rollout.max_tokens), rollout.chunk), rows.cache[0].slots)
+        if decodes(model):  # a slot that is empty costs no time: one program for all lengths, and no copies
+            slots = _round_up(width, SLOTS)
         rows = _prefill(
             static, params, rows, *put_batch(mesh, (block, block_length)), slots=slots, forks=forks[turn - 1])
         count = len(rows.length)
@@ -314,15 +329,17 @@ def sample(
             done = block_length > 0
             cut = np.array([bool(r) and r[-1] not in rollout.end_tokens for r in given])
         limit = np.minimum(stop_at if stop_at is not None else rollout.max_tokens, rollout.max_tokens)
+        # What only passes caches on is not compiled: it would copy them.
         flight = _take_off(
-            static, rows, turn_noise(seed, step, turn, count, rollout.max_tokens),
-            *put_batch(mesh, (np.broadcast_to(limit, count).astype(np.int32), done)), slots=slots)
+            static, rows.replace(cache=()), turn_noise(seed, step, turn, count, rollout.max_tokens),
+            *put_batch(mesh, (np.broadcast_to(limit, count).astype(np.int32), done))).replace(cache=rows.cache)
+        rows = rows.replace(cache=())
         last = on_token and _last_tokens(rows)
         flight = decode_turn(
             static, params, flight, longest=longest, tokens=rollout.max_tokens, chunk=rollout.chunk,
             keep_cache=turn < rollout.turns,
             on_token=on_token and (lambda flight: on_token(to_host(_newest(flight, last)))))
-        rows = _land(static, rows.replace(cache=()), flight, put_batch(mesh, cut), turn)
+        rows = _land(static, rows, flight.replace(cache=()), put_batch(mesh, cut), turn).replace(cache=flight.cache)
         longest = int(rows.length.max())
         if on_turn:
             on_turn(turn, own_rows(mesh, _trajectory(rows, width=rows.tokens.shape[1]), len(prompts)))

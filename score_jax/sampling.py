@@ -6,6 +6,7 @@ Letters: B rows, V vocabulary, C blocks of v tokens.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,14 @@ def draw(logits, uniform, temperature: float):
 
 
 def _blocks(x):
-    """`x [B, V]` as `[B, C, v]`; what is left of the last block is impossible."""
+    """`x [B, V]` as `[B, C, v]`; what is left of the last block is impossible.
+
+    Blocks of the next size that leaves nothing, where that is large enough: no copy is made then.
+    """
     vocab = x.shape[-1]
-    size = min(_BLOCK, vocab)
+    size = math.gcd(vocab, _BLOCK)
+    if size < _BLOCK // 4:
+        size = min(_BLOCK, vocab)
     x = jnp.pad(x, [(0, 0), (0, -vocab % size)], constant_values=-jnp.inf)
     return x.reshape(len(x), -1, size)
 

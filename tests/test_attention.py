@@ -96,11 +96,45 @@ def test_splash_attention_on_a_mesh_is_that_of_one_device():
     np.testing.assert_allclose(jax.jit(on_mesh)(*placed), jax.jit(run)(q, k, v), atol=1e-5)
 
 
-@pytest.mark.parametrize('backend, changes, found', [
-    ('tpu', {}, kernels.splash), ('tpu', {'head_dim': 64}, None), ('gpu', {}, kernels.cudnn),
-    ('gpu', {'attention_cap': 3.0}, None), ('cpu', {}, None)])
-def test_a_kernel_is_chosen_by_what_it_takes(monkeypatch, backend, changes, found):
-    config = tiny(**{'head_dim': 128, **changes})
+@pytest.mark.parametrize('rows, slots', [(3, 320), (3, 100), (300, 64)])  # several programs a row, a last block, one
+@pytest.mark.parametrize('window, local, cap', [(0, None, 0.0), (70, True, 0.0), (70, False, 3.0)])
+def test_the_kernel_for_a_token_says_the_same(rows, slots, window, local, cap):
+    config = tiny(window=window, global_every=2 if window else 1, attention_cap=cap, head_dim=16)
+    q, k, v, _ = arrays(rows, 1, slots, heads=6, head_dim=16)
+    positions = np.random.default_rng(1).integers(0, slots, (rows, 1))
+    positions[:2, 0] = 0, slots - 1
+    visible = np.arange(slots) <= positions[:, :, None]
+    if local:
+        visible &= np.arange(slots) > positions[:, :, None] - window
+    # What is beyond a row's position is not looked at, whatever it is.
+    k = jnp.where((np.arange(slots) <= positions)[:, :, None, None], k, 1e9)
+    got = jax.jit(lambda *qkv: kernels.decoded(*qkv, config, local, positions, interpret=True))(q, k, v)
+    np.testing.assert_allclose(got, formula(q, k, v, visible, cap), atol=2e-5)
+
+
+def test_the_kernel_for_a_token_on_a_mesh_is_that_of_one_device():
+    """Rows and KV heads over the devices."""
+    q, k, v, _ = arrays(4, 1, 64, head_dim=16)
+    run = functools.partial(
+        kernels.decoded, config=tiny(head_dim=16), local=None, positions=np.arange(20, 60, 10)[:, None], interpret=True)
+    mesh = mesh_of(2, 1, 2)
+
+    def on_mesh(*qkv):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return run(*qkv)
+    placed = jax.device_put((q, k, v), jax.NamedSharding(mesh, jax.P('data', None, 'model')))
+    np.testing.assert_allclose(jax.jit(on_mesh)(*placed), jax.jit(run)(q, k, v), atol=1e-5)
+
+
+@pytest.mark.parametrize('backend, capability, changes, found', [
+    ('tpu', (0,), {}, kernels.splash), ('tpu', (0,), {'head_dim': 64}, None), ('gpu', (8, 0), {}, kernels.cudnn),
+    ('gpu', (9, 0), {'attention_cap': 3.0}, None), ('gpu', (7, 5), {}, None), ('gpu', (0,), {}, None),
+    ('cpu', (0,), {}, None)])
+def test_a_kernel_is_chosen_by_what_it_takes(monkeypatch, backend, capability, changes, found):
+    config = tiny(**{'head_dim': 128, 'dtype': 'bfloat16', **changes})
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(kernels, 'compute_capability', lambda: capability)
     q = jnp.zeros((1, 128, 4, config.head_dim), jnp.bfloat16)
-    assert kernels.kernel(q, config) is found and kernels.kernel(q[:, :100], config) is None
+    assert kernels.kernel(q, config) is found and kernels.kernel(q[:, :101], config) is None
+    assert kernels.decodes(config) == (backend == 'gpu' and capability >= (8, 0))
+    assert not kernels.decodes(tiny(head_dim=96, dtype='bfloat16')) and not kernels.decodes(tiny(head_dim=128))

@@ -45,16 +45,18 @@ def test_a_later_token_changes_nothing_before_it():
     assert (np.abs(before - after)[:, 5:].max(-1) > 1e-3).all()
 
 
+@pytest.mark.parametrize('slots, joined', [(0, True), (6, False)])
 @pytest.mark.parametrize('config', [tiny(), CONFIGS['gemma2-tied'], CONFIGS['gemma3-untied']], ids=str)
-def test_logits_with_a_cache_are_those_without(config):
+def test_logits_with_a_cache_are_those_without(config, slots, joined):
     """Row b has read 2 + b tokens and one of junk behind them, then reads the rest one by one in a grown cache."""
     params, read = random_params(config), np.arange(3) + 2
     expected = all_logits(params, config)
     close = functools.partial(np.testing.assert_allclose, atol=1e-5 * max(1, np.abs(expected).max()))
     block = np.where(np.arange(5) < read[:, None], TOKENS[:, :5], 7)
     positions = np.broadcast_to(np.arange(5), (3, 5))
-    params = lm.one_by_one(params, config)
-    got, cache = forward(params, config, block, positions, (lm.new_cache(config, 3, 6),) * config.layers)
+    params = lm.one_by_one(params, config, joined)
+    got, cache = forward(params, config, block, positions, (lm.new_cache(config, 3, slots),) * config.layers)
+    assert all(c.slots == (slots or 5) for c in cache)
     for row in range(3):
         close(got[row, :read[row]], expected[row, :read[row]])
     cache = tuple(lm.grow(c, 8) for c in cache)
@@ -122,7 +124,7 @@ def test_what_lies_beyond_the_cache_is_dropped():
     config, params = tiny(), random_params(tiny())
     positions = np.broadcast_to(np.arange(9), TOKENS.shape)
     cache = (lm.new_cache(config, 3, 4),) * config.layers
-    got, cache = forward(lm.one_by_one(params, config), config, TOKENS, positions, cache)
+    got, cache = forward(lm.one_by_one(params, config, joined=True), config, TOKENS, positions, cache)
     np.testing.assert_allclose(got[:, :4], all_logits(params, config)[:, :4], atol=1e-5)
     assert all(c.slots == 4 for c in cache)
 
@@ -131,7 +133,7 @@ def test_bfloat16_is_the_compute_type_and_logits_are_float32():
     config = tiny(dtype='bfloat16')
     params = random_params(config)
     cache, positions = (lm.new_cache(config, 3, 9),) * config.layers, np.tile(np.arange(9), (3, 1))
-    logits, cache = forward(lm.one_by_one(params, config), config, TOKENS, positions, cache)
+    logits, cache = forward(lm.one_by_one(params, config, joined=True), config, TOKENS, positions, cache)
     assert logits.dtype == jnp.float32 and all(c.keys.dtype == jnp.bfloat16 for c in cache)
     exact = all_logits(params, tiny())
     assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()

@@ -55,7 +55,7 @@ def generate(params, config: lm.ModelConfig, tokens, lengths):
     """The `NEW` likeliest tokens behind each row, one by one with a cache; `[3, NEW]`."""
     rows = jnp.arange(len(tokens))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    params = lm.one_by_one(params, config)
+    params = lm.one_by_one(params, config, joined=True)
     cache = (lm.new_cache(config, len(tokens), tokens.shape[1] + NEW),) * config.layers
     hidden, cache = lm.forward(params, config, tokens, positions, cache)
 

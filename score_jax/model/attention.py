@@ -13,20 +13,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model import kernels
 from score_jax.model.config import ModelConfig
+from score_jax.model.kernels import capped
+from score_jax.model.products import precision
 
 BLOCK = 128  # queries whose scores are in memory at once
-
-
-def capped(x, cap: float):
-    """`x`, bent so that it stays within `cap` on either side; as it is without one."""
-    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, seen=None):
     """Each query's mean of the values it sees, `[B, T, H, h]`: those not after it and, in a local layer, near it.
 
-    Without positions by a kernel, where the devices have one that takes it. Otherwise a block of queries at a time, so
-    that no `[B, H, T, S]` exists, neither here nor on the way back.
+    Without positions, and of one query a row, by a kernel where the devices have one that takes it. Otherwise a block of
+    queries at a time, so that no `[B, H, T, S]` exists, neither here nor on the way back.
 
     Args:
       q: `[B, T, H, h]`.
@@ -41,6 +38,8 @@ def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, s
     kv_heads, own = k.shape[2], positions is None
     if own and (run := kernels.kernel(q, config)):
         return checkpoint_name(run(q, k, v, config, local, segments), 'attended')
+    if t == 1 and not own and seen is None and kernels.decodes(config):
+        return kernels.decoded(q, k, v, config, local, positions)
     # Rows and KV heads first, then one product for all queries of a KV head.
     q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -68,7 +67,8 @@ def _block(q, k, v, positions, seen, segments, local, config: ModelConfig):
     """
     b, kv_heads, groups, t, head_dim = q.shape
     scores = jnp.einsum(
-        'bkqh,bksh->bkqs', q.reshape(b, kv_heads, groups * t, head_dim), k, preferred_element_type=jnp.float32)
+        'bkqh,bksh->bkqs', q.reshape(b, kv_heads, groups * t, head_dim), k, precision=precision(q.dtype),
+        preferred_element_type=jnp.float32)
     scores = capped(scores * (config.query_scalar or head_dim)**-0.5, config.attention_cap)
     visible = seen[:, None] <= positions[:, :, None]  # [B, T, S]
     if config.window:
@@ -79,4 +79,4 @@ def _block(q, k, v, positions, seen, segments, local, config: ModelConfig):
     scores = jnp.where(
         visible[:, None, None], scores.reshape(b, kv_heads, groups, t, -1), jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, kv_heads, groups * t, -1)
-    return jnp.einsum('bkqs,bksh->bkqh', weights, v).reshape(q.shape)
+    return jnp.einsum('bkqs,bksh->bkqh', weights, v, precision=precision(v.dtype)).reshape(q.shape)

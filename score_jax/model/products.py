@@ -71,14 +71,19 @@ def _product(x, w, contracted: int):
 def by_rows(x, w, **kwargs):
     """`x [N, D]` times the transpose of `w [M, D]`, without a gradient: for few tokens."""
     if jax.default_backend() != 'cpu':
-        return jnp.matmul(x, w.T, **kwargs)
+        return jnp.matmul(x, w.T, precision=precision(x.dtype), **kwargs)
     return jax.lax.optimization_barrier(jnp.matmul(w, x.T, **kwargs)).T
+
+
+def precision(dtype) -> str | None:
+    """That of products: float32 is float32 on every device; GPUs and TPUs would round its factors to fewer bits."""
+    return 'highest' if dtype == jnp.float32 else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def times(x, w, dtype=None):
     """`x [N, D]` times `w [D, M]`, summed and given in `dtype`; None: in theirs."""
-    return jnp.matmul(x, w, preferred_element_type=dtype)
+    return jnp.matmul(x, w, precision=precision(x.dtype), preferred_element_type=dtype)
 
 
 def _times(x, w, dtype):
@@ -89,7 +94,8 @@ def _times_back(dtype, kept, by):
     x, w = kept
     by = by.astype(x.dtype)
     turned = x.T if jax.default_backend() != 'cpu' else jax.lax.optimization_barrier(x.T)
-    return jnp.matmul(by, w.T), jnp.matmul(turned, by)
+    multiply = functools.partial(jnp.matmul, precision=precision(x.dtype))
+    return multiply(by, w.T), multiply(turned, by)
 
 
 times.defvjp(_times, _times_back)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -38,6 +39,7 @@ REMAT = {
 _ROWS = ('batch', None, None)
 _WIDTH = ('row', None, 'embed')
 _FEW_LAYERS = 4  # are not scanned: what the way back needs of each stays where it is, and there is more to compile
+_JOINED = {'queries_keys_values': ('query', 'key', 'value'), 'gate_up': ('gate', 'up')}
 _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -92,17 +94,26 @@ def no_prefix(config: ModelConfig, rows: int) -> Prefix:
     return Prefix(empty, empty, jnp.zeros((rows, 0), jnp.int32))
 
 
-def one_by_one(params, config: ModelConfig) -> dict:
+def one_by_one(params, config: ModelConfig, joined: bool) -> dict:
     """The parameters in the compute type, those of the layers in a tuple: what `forward` decodes with.
 
     A loop over tokens around one over layers would take each layer out of the stack again at every token, weights and
     cache, which where they are copied costs as much as to compute with them.
+
+    Args:
+      joined: weights that meet the same activations become one. No dimension of theirs may be divided over devices.
     """
     params, declared = jax.tree.map(lambda w: w.astype(config.dtype), params), declare(config)['layers']
-    layers = tuple(
-        {name: turned(jax.tree.map(lambda w: w[i], weights), declared[name].contracted)
-         for name, weights in params['layers'].items()} for i in range(config.layers))
-    return params | {'layers': layers}
+
+    def of_layer(i):
+        weights = {name: jax.tree.map(lambda w: w[i], stack) for name, stack in params['layers'].items()}
+        kinds = dict(declared)
+        for name, parts in _JOINED.items() if joined else ():
+            if all(isinstance(weights[part], jax.Array) for part in parts):  # no adapters
+                weights[name] = jnp.concatenate([weights.pop(part) for part in parts], axis=1)
+                kinds[name] = declared[parts[0]]
+        return {name: turned(w, kinds[name].contracted) for name, w in weights.items()}
+    return params | {'layers': tuple(map(of_layer, range(config.layers)))}
 
 
 def _rms_norm(x, scale, config: ModelConfig):
@@ -127,10 +138,24 @@ def _frequencies(config: ModelConfig, local):
     return frequencies
 
 
-def _rotate(x, positions, frequencies):
-    """Rotary embedding of `x [B, T, N, h]` at `positions [B, T]` (halves rotated against each other)."""
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
+def _turns(config: ModelConfig, positions) -> Callable:
+    """For a layer that may be `local []` the sines and cosines `[B, T, 1, h / 2]` of the angles at `positions [B, T]`.
+
+    Behind a barrier, without which each layer may compute its own.
+    """
+    def of(local):
+        angles = positions[:, :, None, None].astype(jnp.float32) * _frequencies(config, local)
+        return jax.lax.optimization_barrier((jnp.sin(angles), jnp.cos(angles)))
+    everywhere = of(False)
+    if not config.local_rope_base:
+        return lambda local: everywhere
+    nearby = of(True)
+    return lambda local: jax.tree.map(functools.partial(jnp.where, local), nearby, everywhere)
+
+
+def _rotate(x, turns):
+    """Rotary embedding of `x [B, T, N, h]` by what `_turns` gives (halves rotated against each other)."""
+    sin, cos = turns
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
@@ -143,8 +168,8 @@ def _written(cache: Cache, positions, k, v) -> Cache:
     @jax.vmap
     def write(keys, values, positions, k, v):
         return Cache(
-            keys=keys.at[:, :, positions].set(jnp.moveaxis(k, 0, -1), mode='drop'),
-            values=values.at[:, positions].set(jnp.moveaxis(v, 0, 1), mode='drop'))
+            keys=keys.at[:, :, positions].set(jnp.moveaxis(k, 0, -1), mode='drop', unique_indices=True),
+            values=values.at[:, positions].set(jnp.moveaxis(v, 0, 1), mode='drop', unique_indices=True))
     return write(cache.keys, cache.values, positions, k, v)
 
 
@@ -170,10 +195,10 @@ def forward(
       params: the pytree declared in `score_jax/model/params.py`, in any float type, or what `one_by_one` makes of it.
       tokens: `[B, T]` token ids.
       positions: `[B, T]` position of each token in its row, increasing along T. Without a cache and segments, and
-        behind an empty prefix, `arange(T)` in every row.
+        behind an empty prefix or cache, `arange(T)` in every row.
       cache: keys and values of earlier positions. With layers that are scanned a `Prefix`, to learn; with layers one by
         one those of each, to decode: those of `tokens` are written into it, and positions at or beyond `cache.slots`
-        are dropped.
+        are dropped. An empty one, of no slots, gets T.
       segments: `[B, T]`, without a cache: where several rows stand behind each other, which of them a token is of. It
         sees none of the others, and positions begin at 0 in each.
       remat: row of `REMAT`. The products are less memory than everything, and on most devices faster too.
@@ -189,16 +214,20 @@ def forward(
     x = spread(spread(params['embedding'][tokens], _WIDTH), axes).astype(dtype)  # looked up in each share of the width
     if config.scaled_embedding:
         x = x * jnp.asarray(math.sqrt(config.width), dtype)
-    norm = functools.partial(_rms_norm, config=config)
+    norm, turns = functools.partial(_rms_norm, config=config), _turns(config, positions)
+
+    def products(p, y, name, *ends):
+        if name in p:
+            return jnp.split(linear(y, p[name]), ends, axis=2)
+        return [linear(y, p[part]) for part in _JOINED[name]]
 
     def projections(p, y, local):
-        q, k, v = (linear(y, p[name]) for name in ('query', 'key', 'value'))
+        q, k, v = products(p, y, 'queries_keys_values', config.heads, config.heads + config.kv_heads)
         if config.qkv_bias:
             q, k, v = q + p['query_bias'], k + p['key_bias'], v + p['value_bias']
         if config.qk_norm:
             q, k = norm(q, p['query_norm']), norm(k, p['key_norm'])
-        frequencies = _frequencies(config, local)
-        return _rotate(q, positions, frequencies), _rotate(k, positions, frequencies), v
+        return _rotate(q, turns(local)), _rotate(k, turns(local)), v
 
     @functools.partial(jax.checkpoint, policy=REMAT[remat])
     def layer(x, inputs):
@@ -206,17 +235,20 @@ def forward(
         x, p = spread(x, axes), jax.tree.map(lambda w: w.astype(dtype), _fetch(p))
         q, k, v = projections(p, norm(x, p['attention_norm']), local)
         q, k, v = (spread(y, ('batch', None, of, None)) for y, of in ((q, 'heads'), (k, 'kv_heads'), (v, 'kv_heads')))
-        if isinstance(kv, Cache):
-            kv = _written(kv, positions, k, v)
+        after = seen is not None
+        if isinstance(kv, Cache) and not kv.slots:
+            kv = Cache(keys=jnp.moveaxis(k, 1, -1), values=jnp.moveaxis(v, 1, -2))
+        elif isinstance(kv, Cache):
+            kv, after = _written(kv, positions, k, v), True
             k, v = jnp.moveaxis(kv.keys, -1, 1), jnp.moveaxis(kv.values, -2, 1)
         elif kv is not None:
             k, v = kv = jax.tree.map(lambda before, now: jnp.concatenate([before, now], axis=1), kv, (k, v))
-        after = isinstance(kv, Cache) or seen is not None
         y = attend(q, k, v, config, local, positions if after else None, segments, seen)
         y = linear(y, p['out'], contracted=2)
         x = spread(x + (norm(y, p['attention_post_norm']) if config.post_norms else y), axes)
         y = norm(x, p['mlp_norm'])
-        y = linear(_ACTIVATIONS[config.activation](linear(y, p['gate'])) * linear(y, p['up']), p['down'])
+        gate, up = products(p, y, 'gate_up', config.mlp)
+        y = linear(_ACTIVATIONS[config.activation](gate) * up, p['down'])
         return x + (norm(y, p['mlp_post_norm']) if config.post_norms else y), kv
 
     local = np.asarray(config.local) if config.window else None
