@@ -24,6 +24,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', default='', help='workloads, such as W1,W3; all of them without')
     parser.add_argument('--peers', default=','.join(sides.PEERS), help='environments of peers that take part')
+    parser.add_argument('--here', action='store_true', help="peers run with what is installed here, instead")
     parser.add_argument('--repeats', type=int, default=3, help='repetitions of every side, one side after another')
     parser.add_argument('--baseline', default='', help='a revision whose step of the demo is measured beside this one')
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='cores for every side')

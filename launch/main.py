@@ -101,6 +101,7 @@ def _run(processes) -> int:
     """The exit code."""
     from score_jax import compilation
     from score_jax.run import run
+    compilation.use_cublas()
     compilation.keep()
     try:
         processes.start(_PROCESSES.value, _PROCESS.value, _COORDINATOR.value)

@@ -82,6 +82,7 @@ def show(conversation, prompt: str, instruction: str, asks: bool) -> str:
 def run(written: str | None) -> None:
     """Shows the problem that was written, and what is asked for after it; those of the test split where none was."""
     from score_jax import compilation, converse, mirror  # after the flags, so that a mistake in them answers at once
+    compilation.use_cublas()
     compilation.keep()
     policy = converse.load(
         mirror.look(WORKDIR.value, step=STEP.value), STAGE.value, step=STEP.value, temperature=TEMPERATURE.value,

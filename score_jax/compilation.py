@@ -20,7 +20,8 @@ from score_jax import cache
 
 _EVENT = '/jax/core/compile/backend_compile_duration'  # a program is made ready: compiled, or read from the cache
 _MOST_BYTES = 4 << 30  # that are kept for a user
-# On GPUs, products by cuBLAS: as fast here as kernels that XLA makes and times, which takes most of the time to compile.
+# Whether XLA makes kernels for matrix products too and times them, which takes longer than to compile all the rest. On
+# an H200 sampling was as fast without.
 _FLAG = '--xla_gpu_enable_triton_gemm'
 
 
@@ -54,6 +55,12 @@ class Counter:
         return self._before.programs - before.programs, self._before.seconds - before.seconds
 
 
+def use_cublas() -> None:
+    """Has products on GPUs be those of cuBLAS, unless XLA_FLAGS says otherwise; to be called before anything runs."""
+    if _FLAG not in (flags := os.environ.get('XLA_FLAGS', '')):
+        os.environ['XLA_FLAGS'] = f'{flags} {_FLAG}=false'.strip()
+
+
 def keep() -> Path | None:
     """Has jax keep what it compiles on disk; to be called before anything is compiled.
 
@@ -62,13 +69,9 @@ def keep() -> Path | None:
     Whoever can write there can run code here, so it is the user's alone. `JAX_ENABLE_COMPILATION_CACHE=false` keeps
     nothing.
 
-    What is compiled for GPUs takes its matrix products from cuBLAS, unless XLA_FLAGS says otherwise.
-
     Returns:
       the folder; None where it cannot be written, and nothing is kept.
     """
-    if _FLAG not in (flags := os.environ.get('XLA_FLAGS', '')):
-        os.environ['XLA_FLAGS'] = f'{flags} {_FLAG}=false'.strip()
     given = jax.config.jax_compilation_cache_dir
     folder = Path(given) if given else _user_folder()
     if folder is None or not _writable(folder):

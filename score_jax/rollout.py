@@ -177,7 +177,9 @@ _newest = jax.jit(lambda flight, last: jnp.where(flight.drawn > 0, _last(flight.
 
 @functools.partial(jax.jit, static_argnames=('static',))
 def _for_sampling(static: Static, params):
-    return lm.one_by_one(params, static.model, joined=static.mesh.shape['model'] == 1)
+    # On a CPU it makes no difference.
+    joined = jax.default_backend() != 'cpu' and static.mesh.shape['model'] == 1
+    return lm.one_by_one(params, static.model, joined)
 
 
 def abstract_cache(model: lm.ModelConfig, mesh: jax.sharding.Mesh, rows: int, slots: int) -> tuple[lm.Cache, ...]:

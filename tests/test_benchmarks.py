@@ -72,7 +72,9 @@ def test_attention_is_counted_token_by_token():
         4 * (2 * 32 * (336 * shape.body + 256 * shape.head) + 32 * by_hand))
 
 
-def test_sides_take_turns_and_one_that_fails_is_reported(tmp_path, monkeypatch):
+@pytest.mark.parametrize('workload, order', [
+    ('W1', 'a bad c a bad c a c a c'), ('G1', 'a a a a bad bad c c c c')])  # a GPU has one of them at a time
+def test_sides_take_turns_and_one_that_fails_is_reported(tmp_path, monkeypatch, workload, order):
     """Each says in a file that all share when it was at work."""
     (tmp_path / 'a_side.py').write_text(
         'import json, sys\n'
@@ -85,11 +87,10 @@ def test_sides_take_turns_and_one_that_fails_is_reported(tmp_path, monkeypatch):
 
     def side(name):
         return sides.Side(
-            name=name, workload='W1', part='update', module='a_side', variant=name, tree=tmp_path)
-    monkeypatch.setattr(sides.environments, 'python', lambda name: sys.executable)
-    settings = sides.Settings(threads=1, clock='wall', quick=True, weights=tmp_path)
-    found = sides.alternate([side('a'), side('bad'), side('c')], 3, settings, lambda line: None)
-    assert (tmp_path / 'order').read_text().split() == 'a bad c a bad c a c a c'.split()
+            name=name, workload=workload, part='update', module='a_side', variant=name, tree=tmp_path)
+    settings = sides.Settings(threads=1, clock='wall', quick=True, weights=tmp_path, here=True)
+    found = sides.in_turn([side('a'), side('bad'), side('c')], 3, settings, lambda line: None)
+    assert (tmp_path / 'order').read_text().split() == order.split()
     assert [x['seconds'] for x in found['a']] == [1, 2, 3, 4] and found['bad'][-1]['failed'] == 'no more'
     assert table.seconds(found['a']) == 3 and table.seconds(found['bad']) == 2
     page = table.sides_table(table.rows('W1', 'update', {'score_jax': found['a'], **found}, None, None))

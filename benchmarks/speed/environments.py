@@ -12,9 +12,9 @@ REQUIREMENTS = Path(__file__).parent / 'peers'
 FOLDER = ROOT / '.venv-peers'
 
 
-def python(name: str) -> str:
-    """The interpreter of the environment `name`, which is made where it is not there yet; '' is this one's own."""
-    if not name:
+def python(name: str, here: bool = False) -> str:
+    """The interpreter of the environment `name`, which is made where it is not there yet; '', or `here`: this one."""
+    if not name or here:
         return sys.executable
     wanted, folder = (REQUIREMENTS / f'{name}.txt').read_text(), FOLDER / name
     stamp, interpreter = folder / hashlib.sha256(wanted.encode()).hexdigest()[:16], folder / 'bin' / 'python'
@@ -30,8 +30,8 @@ def python(name: str) -> str:
     return str(interpreter)
 
 
-def versions(name: str, packages: tuple[str, ...]) -> dict[str, str]:
+def versions(name: str, packages: tuple[str, ...], here: bool = False) -> dict[str, str]:
     """Of packages in an environment."""
     program = 'import importlib.metadata as m, sys; print("\\n".join(m.version(p) for p in sys.argv[1:]))'
-    found = subprocess.run([python(name), '-c', program, *packages], check=True, capture_output=True, text=True)
+    found = subprocess.run([python(name, here), '-c', program, *packages], check=True, capture_output=True, text=True)
     return dict(zip(packages, found.stdout.split(), strict=True))

@@ -31,7 +31,8 @@ def everything(found, say) -> dict:
         say(notes[-1])
     wanted = [name for name in wanted if there or name not in workloads.GPU]
     settings = Settings(
-        threads=found.threads, clock=found.clock, quick=found.quick, weights=found.weights.resolve())
+        threads=found.threads, clock=found.clock, quick=found.quick, weights=found.weights.resolve(),
+        here=found.here)
     with _tree(found.baseline) as tree:
         bounded = dict.fromkeys(limits_of(name) for name in wanted if name not in ('W4', 'demo', 'devices'))
         limits = {name: _limits(name, peers, settings, say) for name in bounded}
@@ -42,12 +43,12 @@ def everything(found, say) -> dict:
                 those += [dataclasses.replace(those[0], name=f'at {found.baseline}', tree=tree)] if tree else []
             else:
                 sides.write_weights(name, settings)
-            figures[name] = sides.alternate(those, found.repeats, settings, say)
+            figures[name] = sides.in_turn(those, found.repeats, settings, say)
     revision = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
     return {
         'limits': limits, 'workloads': figures, 'notes': notes, 'minutes': (time.monotonic() - began) / 60,
         'date': str(datetime.date.today()), 'revision': revision.stdout.strip(),
-        'versions': {name: environments.versions(name, PACKAGES[name]) for name in ['', *sorted(peers)]}}
+        'versions': {name: environments.versions(name, PACKAGES[name], found.here) for name in ['', *sorted(peers)]}}
 
 
 def has_gpu() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from benchmarks.speed import compiling, worker
 from benchmarks.speed.workloads import Shape, Workload
-from score_jax import allocation, hf, layout, model, objective, rollout, sharding
+from score_jax import allocation, compilation, hf, layout, model, objective, plan, rollout, sharding
 from score_jax.learner import Learner, MemoryConfig
 from score_jax.optimizer import OptimizerConfig
 from score_jax.trajectory import Trajectory
@@ -45,6 +46,13 @@ def mesh_of(found):
     return sharding.make_mesh(sharding.MeshConfig(data=found.devices, fsdp=1, model=1))
 
 
+def sampler_config(work: Workload) -> rollout.RolloutConfig:
+    """Of a workload; no token ends a response."""
+    return rollout.RolloutConfig(
+        turns=work.turns, max_tokens=work.longest, max_length=-(-work.length // CHUNK) * CHUNK, temperature=1.0,
+        chunk=CHUNK, end_tokens=(-1,), pad_token=0)
+
+
 def device_peak() -> dict[str, int]:
     """The most bytes that the device had in use, in place of the host's; nothing where it does not say."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -55,9 +63,7 @@ def sampling(found, work: Workload):
     """A repetition of the rollout; seconds and tokens by turn."""
     mesh = mesh_of(found)
     config, params = hf.load(found.folder, mesh)
-    sampler = rollout.RolloutConfig(
-        turns=work.turns, max_tokens=work.longest, max_length=-(-work.length // CHUNK) * CHUNK, temperature=1.0,
-        chunk=CHUNK, end_tokens=(-1,), pad_token=0)  # no token ends a response
+    sampler = sampler_config(work)
     ends, clock = {'stop_at': work.stop_at} if work.stops else {}, worker.CLOCKS[found.clock]
     steps = iter(range(10**9))
 
@@ -77,12 +83,18 @@ def updating(found, work: Workload):
     mesh = mesh_of(found)
     config, params = hf.load(found.folder, mesh, 'float32')
     reference = hf.load(found.folder, mesh, 'bfloat16')[1]
-    tight = found.workload == 'memory' or work.parts > 1
     memory = MemoryConfig(
-        params='float32', moments='float32', remat='nothing' if tight else 'products', accumulate=work.parts)
+        params='float32', moments='float32', remat='nothing' if found.workload == 'memory' else 'products',
+        accumulate=work.parts)
     # In parts the sampled KL, which is in the reward, would take a pass over all of them first.
     kind = OBJECTIVES['sampled' if work.parts == 1 else 'exact']
     learner = Learner(config, OPTIMIZER, mesh, work.head_chunk, memory)
+    if work.parts > 1:  # as many as this device needs
+        learner = plan.fitted(plan.Work(
+            learner=learner, sampler=sampler_config(work), objective=kind, forks=(1,) * work.turns, batch=work.rows,
+            prompt=work.prompt, instruction=work.instruction, reference_on_host=False),
+            dataclasses.replace(memory, remat='auto', accumulate=0))
+    parts = learner.memory.accumulate
     state = [learner.new_state(params)]
     turn = np.zeros((work.rows, work.length), np.int32)
     for number, (start, end) in enumerate(work.own()):
@@ -92,7 +104,7 @@ def updating(found, work: Workload):
         length=np.full(work.rows, work.length, np.int32), truncated=np.ones((work.rows, work.turns), bool)))
     correct = sharding.put_batch(mesh, np.array(work.correct(), np.float32))
 
-    chosen = layout.choose(trajectory, (1,) * work.turns, CHUNK // 4, mesh=mesh, parts=work.parts)
+    chosen = layout.choose(trajectory, (1,) * work.turns, CHUNK // 4, mesh=mesh, parts=parts)
 
     @functools.cache
     def program():
@@ -148,6 +160,7 @@ def collectives(found, work: Workload):
 if __name__ == '__main__':
     FOUND = worker.job()
     allocation.keep()
+    compilation.use_cublas()
     if FOUND.devices > 1:
         jax.config.update('jax_num_cpu_devices', FOUND.devices)
     WORK = worker.workload(FOUND)

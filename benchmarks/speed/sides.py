@@ -78,6 +78,7 @@ SIDES = [
     _peer('G1', 'rollout', 'transformers, cache carried over', 'transformers_generate', 'carried-static'),
     _ours('G1-update', 'update', 'update'),
     _peer('G1-update', 'update', 'PyTorch', 'pytorch_update', 'plain'),
+    _peer('G1-update', 'update', 'PyTorch, layers computed again', 'pytorch_update', 'again'),
     _ours('G1-step', 'step', 'step'),
     _ours('demo', 'demo', 'whole', 'demo', most=1),
 ]
@@ -86,12 +87,14 @@ PEERS = tuple(sorted({side.environment for side in SIDES} - {''}))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How everything is measured: threads, clock, whether in tiny shapes, and where weights are kept."""
+    """How everything is measured: threads, clock, whether in tiny shapes, where weights are kept, whether peers run
+    with what is installed here."""
 
     threads: int
     clock: str
     quick: bool
     weights: Path
+    here: bool
 
 
 class Failed(Exception):
@@ -103,7 +106,7 @@ class Process:
 
     def __init__(self, side: Side, settings: Settings):
         command = [
-            environments.python(side.environment), '-m', side.module, f'--workload={side.workload}',
+            environments.python(side.environment, settings.here), '-m', side.module, f'--workload={side.workload}',
             f'--variant={side.variant}', f'--folder={weights_of(side.workload, settings)}',
             f'--threads={settings.threads}', f'--clock={settings.clock}', f'--device={device(side.workload)}',
             f'--devices={side.devices}', *['--quick'] * settings.quick]
@@ -172,8 +175,17 @@ def write_weights(workload: str, settings: Settings) -> None:
             stdout=subprocess.DEVNULL)
 
 
-def alternate(sides: list[Side], repeats: int, settings: Settings, say) -> dict[str, list[dict]]:
-    """By name, the figures of the warm-up and of each repetition; `{'failed': ...}` ends those of one that fails."""
+def in_turn(sides: list[Side], repeats: int, settings: Settings, say) -> dict[str, list[dict]]:
+    """By name, the figures of the warm-up and of each repetition; `{'failed': ...}` ends those of one that fails.
+
+    Repetitions alternate. On a GPU, whose memory does not hold all of them, one side ends before the next begins.
+    """
+    if device(sides[0].workload) == 'cpu':
+        return _alternate(sides, repeats, settings, say)
+    return {name: each for side in sides for name, each in _alternate([side], repeats, settings, say).items()}
+
+
+def _alternate(sides: list[Side], repeats: int, settings: Settings, say) -> dict[str, list[dict]]:
     found, ready = collections.defaultdict(list), []
     for side in sides:
         try:

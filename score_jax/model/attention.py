@@ -22,8 +22,8 @@ BLOCK = 128  # queries whose scores are in memory at once
 def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, seen=None):
     """Each query's mean of the values it sees, `[B, T, H, h]`: those not after it and, in a local layer, near it.
 
-    Without positions, and of one query a row, by a kernel where the devices have one that takes it. Otherwise a block of
-    queries at a time, so that no `[B, H, T, S]` exists, neither here nor on the way back.
+    Without positions, and of one query a row, by a kernel where the devices have one that takes it. Otherwise a block
+    of queries at a time, so that no `[B, H, T, S]` exists, neither here nor on the way back.
 
     Args:
       q: `[B, T, H, h]`.

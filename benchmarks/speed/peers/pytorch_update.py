@@ -3,7 +3,7 @@
 The same loss as score_jax's: REINFORCE with the sampled log-ratio to the reference in the reward, a baseline of the
 batch's mean, Adam after clipping. The head is applied to sampled columns alone, and no log-softmax of all tokens is
 kept. Attention is torch's scaled dot product, Adam is fused. Where the rows are updated in parts, each part has a
-baseline of its own, which saves a pass, and layers are computed again in the backward pass.
+baseline of its own, which saves a pass. The variant `again` computes layers again in the backward pass.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def updating(found, work: Workload):
     if 'compiled' in found.variant:
         loss = torch.compile(loss, dynamic=False)
 
-    if work.parts > 1:
+    if 'again' in found.variant:
         policy.gradient_checkpointing_enable()
         policy.train()
 
