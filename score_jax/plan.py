@@ -20,6 +20,7 @@ from score_jax.errors import UserError
 from score_jax.learner import Learner, MemoryConfig
 from score_jax.meshes import bytes_of, show
 from score_jax.model.attention import BLOCK
+from score_jax.model.kernels import decodes
 from score_jax.objective import Objective
 from score_jax.sharding import MeshConfig, batch_sharding, batch_shards
 from score_jax.trajectory import Trajectory
@@ -124,6 +125,8 @@ def plan(work: Work) -> Plan:
     held, before = (
         bytes_of(rollout.abstract_cache(learner.model, mesh, work.rows, slots))
         for slots in (work.slots, work.slots - work.sampler.chunk))
+    if decodes(learner.model):  # it does not grow
+        before = 0
     whole = learner.whole(learner.abstract_params(), base)
     sampling = {
         'weights, layer by layer, in the compute type': bytes_of(rollout.abstract_params(whole, learner.model)),

@@ -76,6 +76,15 @@ def test_the_oldest_files_go_first(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['0', '1', '2']
 
 
+@pytest.mark.parametrize('given, expected', [
+    ('', '--xla_gpu_enable_triton_gemm=false'), ('--one=1', '--one=1 --xla_gpu_enable_triton_gemm=false'),
+    ('--xla_gpu_enable_triton_gemm=true', '--xla_gpu_enable_triton_gemm=true')])
+def test_products_on_gpus_are_those_of_cublas_unless_it_is_said_otherwise(monkeypatch, given, expected):
+    monkeypatch.setenv('XLA_FLAGS', given)
+    compilation.use_cublas()
+    assert os.environ['XLA_FLAGS'] == expected
+
+
 @pytest.mark.parametrize('place', ['given', 'of the user', 'none that can be written'])
 def test_what_is_compiled_is_kept(tmp_path, place):
     """In a process of its own, as these are settings of the process; a file that is cut short is compiled again."""

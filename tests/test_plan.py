@@ -71,6 +71,17 @@ def test_what_the_update_takes_beside_is_within_half_of_the_plan(changes):
     assert 0.4 * planned < taken < 1.5 * planned < 1.5 * 4 * it.rows * it.slots * 5_000
 
 
+@pytest.mark.parametrize('dtype, of, precision', [('float32', 'f32', 'HIGHEST'), ('bfloat16', 'bf16', 'DEFAULT')])
+def test_float32_is_float32_on_every_device(dtype, of, precision):
+    """GPUs and TPUs round the factors of a product to fewer bits, unless it says that they must not."""
+    it = work((1, 1, 1), model=tiny(layers=2, dtype=dtype))
+    sampling = rollout.lower_decode(
+        it.learner.abstract_params(), it.learner.model, it.sampler, it.learner.mesh, it.rows, it.slots)
+    for program in (sampling, plan.lower_update(it)):
+        products = [line for line in program.as_text().splitlines() if 'dot_general' in line and f'x{of}>' in line]
+        assert len(products) > 10 and all(f'precision = [{precision}, {precision}]' in line for line in products)
+
+
 def test_twice_the_devices_hold_half_the_parameters():
     one, two = (plan.plan(work(shape)) for shape in ((1, 1, 1), (1, 2, 1)))
     assert sum(two.always.values()) == pytest.approx(sum(one.always.values()) / 2, rel=0.1)

@@ -70,9 +70,10 @@ def _product(x, w, contracted: int):
 
 def by_rows(x, w, **kwargs):
     """`x [N, D]` times the transpose of `w [M, D]`, without a gradient: for few tokens."""
+    multiply = functools.partial(jnp.matmul, precision=precision(x.dtype), **kwargs)
     if jax.default_backend() != 'cpu':
-        return jnp.matmul(x, w.T, precision=precision(x.dtype), **kwargs)
-    return jax.lax.optimization_barrier(jnp.matmul(w, x.T, **kwargs)).T
+        return multiply(x, w.T)
+    return jax.lax.optimization_barrier(multiply(w, x.T)).T
 
 
 def precision(dtype) -> str | None:
