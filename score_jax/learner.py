@@ -163,26 +163,38 @@ class Scorer:
         known = self.head.read(*zip(*reads), sampled, trajectory.tokens.size // self.head.shards)
         return self._spread(known, batch)
 
-    def gradient(self, params, batch, derivatives, *, first_pass: bool) -> tuple[TokenStatistics, dict]:
+    def gradient(
+        self, params, batch, derivatives, *, first_pass: bool, reference: bool = True) -> tuple[TokenStatistics, dict]:
         """The statistics and, with a loss's derivatives by them, its gradient.
 
         Args:
           derivatives: from `TokenStatistics [B, T]` to the same of derivatives. Those by a token may depend on later
             tokens alone, or `first_pass` is true.
+          reference: whether the reference is read. Where it is not, and in the second pass, there is no gradient by
+            what it says, the KL included.
         """
         (trajectory, _), sampled = batch, self._sampled(batch)
         own, back = jax.vjp(lambda params: self._read(self.whole(params), batch, sampled), params)
-        reads, width = (own, *self._read_reference(batch, sampled)), trajectory.tokens.size // self.head.shards
+        reads, width = (own,), trajectory.tokens.size // self.head.shards
+        if reference:
+            reads += self._read_reference(batch, sampled)
 
-        def by_what_is_read_once(known):
+        def by_what_is_read_once(known, alone: bool = not reference):
             stats, spread_back = jax.vjp(lambda known: self._spread(known, batch), known)
-            return spread_back(derivatives(stats))[0]
+            by = spread_back(derivatives(stats))[0]
+            if alone and self.reference is not None:
+                nothing = jnp.zeros_like(by.kl)
+                by = by.replace(reference_log_probs=nothing, kl=nothing)
+            return by
 
-        of_all = by_what_is_read_once(self.head.read(*zip(*reads), sampled, width)) if first_pass else None
-        known, by_hidden, by_head = self.head.learn(
-            *zip(*reads), sampled, width, lambda known: of_all or by_what_is_read_once(known))
+        of_all = None
+        if first_pass:
+            known = self.head.read(*zip(*reads), sampled, width)
+            of_all, reads = by_what_is_read_once(known, alone=True), (own,)
+        learned, by_hidden, by_head = self.head.learn(
+            *zip(*reads), sampled, width, lambda learned: of_all or by_what_is_read_once(learned))
         (gradient,) = back((by_hidden, by_head.astype(own[1].dtype)))
-        return self._spread(known, batch), gradient
+        return self._spread(known if first_pass else learned, batch), gradient
 
     def _spread(self, known: TokenStatistics, batch) -> TokenStatistics:
         trajectory, layout = batch
@@ -200,7 +212,7 @@ def gradient_in_parts(scorer, loss, params, batch, *, problems: int, parts: int,
       loss: `TokenStatistics [B, T] -> (value, metrics)`.
       batch: arrays `[B, ...]`, B / problems rows of each problem side by side.
       first_pass: whether a token's derivatives depend on the statistics of other rows or of earlier tokens. All are
-        then computed once before.
+        then computed once before, those of the reference just then; the loss has no gradient by the KL.
 
     Returns:
       the gradient, and metrics.
@@ -230,12 +242,12 @@ def gradient_in_parts(scorer, loss, params, batch, *, problems: int, parts: int,
         def of_part(stats):
             whole = known if first_pass else jax.tree.map(lambda all, own: all.at[index].set(own), known, stats)
             return jax.tree.map(lambda x: split(x)[index], derivatives(jax.tree.map(join, whole)))
-        stats, own = scorer.gradient(params, part, of_part, first_pass=False)
+        stats, own = scorer.gradient(params, part, of_part, first_pass=False, reference=not first_pass)
         return jax.tree.map(lambda total, g: total + g.astype(total.dtype), gradient, own), stats
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
     gradient, stats = jax.lax.scan(step, zeros, (jnp.arange(parts), batch))
-    return gradient, loss(jax.tree.map(join, stats))[1]
+    return gradient, loss(jax.tree.map(join, known if first_pass else stats))[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -229,8 +229,8 @@ def flops(work: Work) -> dict[str, float]:
     backward = 2 * (tokens * (2 * attention + weights * trained) + sampled * head * trained)
     again = 2 * tokens * (attention + (weights if learner.memory.remat == 'nothing' else 0))
     update = 2 * forward + backward + again
-    if work.objective.kl_estimator == 'sampled':  # the first pass
-        update += 2 * (forward if learner.memory.accumulate > 1 else 2 * sampled * head)
+    if work.objective.kl_estimator == 'sampled':  # the policy a second time
+        update += forward if learner.memory.accumulate > 1 else 2 * sampled * head
     if learner.lora:
         update += 6 * tokens * adapters
     return {'sampling': sampling, 'update': update}

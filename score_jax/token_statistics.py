@@ -8,7 +8,7 @@ is computed again.
 That takes a loss whose derivatives by a token's statistics depend on those of later tokens alone, since chunks are
 taken from the last to the first. So it is with the exact KL: what a token does to the KL still to come in its turn is
 known when the token is reached. Where they depend on all tokens (the log-ratios in the reward), `first_pass` gathers
-the statistics of all before, at the price of the logits once more.
+the statistics of all before, at the price of the policy's logits once more.
 
 Letters: B rows, T tokens, G shards of the batch, M places for sampled tokens in a shard, m of a chunk, D width,
 V vocabulary.
