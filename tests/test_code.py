@@ -185,13 +185,14 @@ def test_what_would_pass_anything_is_refused(job, message):
 
 def test_an_answer_that_is_slow_to_compare_ends_the_worker_and_not_the_batch():
     slow = '''
-import os
+import os, time
 def f(x):
-    items = ','.join(f'["n","{n * (2 ** 61 - 1):x}"]' for n in range(200000))  # all of the same hash
+    items = ','.join(f'["n","{n * (2 ** 61 - 1):x}"]' for n in range(40000))  # all of the same hash
     body = f'["value",["s",{items}]]'.encode()
     for fd in range(3, 16):
         try: os.write(fd, len(body).to_bytes(4, 'big') + body)
-        except OSError: pass'''
+        except OSError: pass
+    time.sleep(60)  # a second answer would give it away'''
     jobs = [{'tests': ['assert f(1) == {0}'], 'response': f'```python\n{program}\n```'}
             for program in (slow, 'def f(x): return {0}')]
     limits = Limits(wall_seconds=60, cpu_seconds=1, memory_bytes=1 << 30)
