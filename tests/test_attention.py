@@ -83,17 +83,21 @@ def test_splash_attention_says_the_same(window, packed, cap):
           q, k, v, weights, seen(window, segments), cap)
 
 
-def test_splash_attention_on_a_mesh_is_that_of_one_device():
-    """Rows and KV heads over the devices."""
-    q, k, v, _ = arrays()
-    run = functools.partial(kernels.splash, config=tiny(head_dim=128), local=None, segments=None, interpret=True)
+def check_on_mesh(run, *qkv):
     mesh = mesh_of(2, 1, 2)
 
     def on_mesh(*qkv):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return run(*qkv)
-    placed = jax.device_put((q, k, v), jax.NamedSharding(mesh, jax.P('data', None, 'model')))
-    np.testing.assert_allclose(jax.jit(on_mesh)(*placed), jax.jit(run)(q, k, v), atol=1e-5)
+    placed = jax.device_put(qkv, jax.NamedSharding(mesh, jax.P('data', None, 'model')))
+    np.testing.assert_allclose(jax.jit(on_mesh)(*placed), jax.jit(run)(*qkv), atol=1e-5)
+
+
+def test_splash_attention_on_a_mesh_is_that_of_one_device():
+    """Rows and KV heads over the devices."""
+    check_on_mesh(
+        functools.partial(kernels.splash, config=tiny(head_dim=128), local=None, segments=None, interpret=True),
+        *arrays()[:3])
 
 
 @pytest.mark.parametrize('rows, slots', [(3, 320), (3, 100), (300, 64)])  # several programs a row, a last block, one
@@ -114,16 +118,10 @@ def test_the_kernel_for_a_token_says_the_same(rows, slots, window, local, cap):
 
 def test_the_kernel_for_a_token_on_a_mesh_is_that_of_one_device():
     """Rows and KV heads over the devices."""
-    q, k, v, _ = arrays(4, 1, 64, head_dim=16)
-    run = functools.partial(
-        kernels.decoded, config=tiny(head_dim=16), local=None, positions=np.arange(20, 60, 10)[:, None], interpret=True)
-    mesh = mesh_of(2, 1, 2)
-
-    def on_mesh(*qkv):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return run(*qkv)
-    placed = jax.device_put((q, k, v), jax.NamedSharding(mesh, jax.P('data', None, 'model')))
-    np.testing.assert_allclose(jax.jit(on_mesh)(*placed), jax.jit(run)(q, k, v), atol=1e-5)
+    check_on_mesh(
+        functools.partial(kernels.decoded, config=tiny(head_dim=16), local=None,
+                          positions=np.arange(20, 60, 10)[:, None], interpret=True),
+        *arrays(4, 1, 64, head_dim=16)[:3])
 
 
 @pytest.mark.parametrize('backend, capability, changes, found', [

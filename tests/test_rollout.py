@@ -41,6 +41,21 @@ def written(trajectory):
         trajectory.length, trajectory.truncated]
 
 
+@pytest.mark.parametrize('forks', [(1, 1), (2, 2)])
+def test_a_cache_of_full_size_from_the_start_changes_nothing(monkeypatch, forks):
+    """As where a kernel reads what a row has filled alone; without forks turn 2 is then read in place."""
+    expected = sampled(forks=forks)
+    slots, of = [], rollout.decode_turn
+    monkeypatch.setattr(rollout, 'decodes', lambda model: True)
+    monkeypatch.setattr(rollout, 'decode_turn', lambda static, params, flight, **more: (
+        slots.append(flight.cache[0].slots) or of(static, params, flight, **more)))
+    got = sampled.__wrapped__(forks=forks)
+    assert slots == [64, 64]
+    for a, b in zip(written(got), written(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+
 def assert_same(a, b):
     for x, y in zip(written(a), written(b), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
@@ -245,7 +260,7 @@ def test_greedy_takes_the_likeliest_token_and_its_log_prob():
     np.testing.assert_allclose(log_prob, log_softmax(logits).max(-1), atol=1e-5)
 
 
-@pytest.mark.parametrize('vocab', [5, 64, 1024, 4096])
+@pytest.mark.parametrize('vocab', [5, 64, 300, 384, 1024, 4096])  # 300: a block is left over; 384: smaller ones
 def test_a_token_of_probability_zero_is_never_drawn(vocab):
     """At uniform numbers 0, nearly 1 and next to where a token of probability zero begins."""
     rng = np.random.default_rng(vocab)
