@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     found = arguments()
+    found.weights.mkdir(parents=True, exist_ok=True)  # before anything is measured
     figures = found.weights / 'figures.json'
     if found.render:
         results = json.loads(figures.read_text())
