@@ -99,11 +99,9 @@ def main(argv):
 
 def _run(processes) -> int:
     """The exit code."""
-    from score_jax import compilation, cores
+    from score_jax import compilation
     from score_jax.run import run
     compilation.use_cublas()
-    if _PROCESSES.value == '1':
-        cores.use(_CONFIG.value)
     compilation.keep()
     try:
         processes.start(_PROCESSES.value, _PROCESS.value, _COORDINATOR.value)

@@ -21,7 +21,7 @@ _OPTIONS = {
 }
 
 
-def of_cpu() -> bool:
+def _of_cpu() -> bool:
     """Whether jax, which is not asked as it would start threads, will compute on CPUs."""
     if chosen := os.environ.get('JAX_PLATFORMS'):
         return chosen.split(',')[0] == 'cpu'
@@ -31,7 +31,7 @@ def of_cpu() -> bool:
 def keep() -> bool:
     """Where arrays are the host's, has the C library keep what is freed from now on; to be called before there are
     threads. False: it does not."""
-    if not of_cpu():
+    if not _of_cpu():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from score_jax import cache, cores
+from score_jax import cache
 
 _EVENT = '/jax/core/compile/backend_compile_duration'  # a program is made ready: compiled, or read from the cache
 _MOST_BYTES = 4 << 30  # that are kept for a user
@@ -108,7 +108,7 @@ def _prune(folder: Path, most: int) -> None:
 
 def _machine() -> str:
     """A name for machines on which a program for the CPU is the same."""
-    facts = [platform.machine(), str(cores.count())]
+    facts = [platform.machine(), str(len(os.sched_getaffinity(0)))]
     info = Path('/proc/cpuinfo')
     if info.exists():
         facts += sorted({line for line in info.read_text().splitlines() if line.startswith(('model name', 'flags'))})

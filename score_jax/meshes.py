@@ -95,7 +95,7 @@ def propose(config: MeshConfig, need: Need, devices: int, memory: int | None) ->
 
 
 def table(learner: Learner, beside: Iterable[tuple[str, str, int]] = ()) -> str:
-    """A line for each array that is divided, its axes, and the bytes of one device; for all of them together too.
+    """A line for each array that is held, its axes and how they are divided, and the bytes of one device.
 
     Args:
       beside: what is held beside parameters and moments: name, what it is, bytes of one device.
@@ -103,7 +103,7 @@ def table(learner: Learner, beside: Iterable[tuple[str, str, int]] = ()) -> str:
     mesh = learner.mesh
     state = learner.abstract_state()
     lines = []
-    if mesh.shape['fsdp'] * mesh.shape['model'] > 1:  # else each device has all of every parameter
+    if mesh.size > 1:
         parts = [('', adapters.declare(learner.model, learner.lora) if learner.lora else lm.declare(learner.model))]
         params = state.params
         if learner.lora:

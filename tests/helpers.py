@@ -17,8 +17,7 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     """For a process of its own, with so many devices; it compiles as the tests do."""
     flags = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
     flags += [f'--xla_force_host_platform_device_count={devices}'] * (devices > 1)
-    one = {'JAX_NUM_CPU_DEVICES': '1'} if devices == 1 else {}
-    return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags)} | one | more
+    return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags)} | more
 
 
 def tiny(**changes) -> lm.ModelConfig:

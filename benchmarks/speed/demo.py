@@ -21,11 +21,10 @@ def config_of(name: str, preset: str = ''):
     return importlib.import_module(f'configs.{name}').get_config(preset)
 
 
-def prepare(config) -> None:
+def prepare() -> None:
     """What launch/main.py of that tree does first."""
-    for module, function, *given in (('allocation', 'keep'), ('cores', 'use', config)):
-        if importlib.util.find_spec(f'score_jax.{module}'):
-            getattr(importlib.import_module(f'score_jax.{module}'), function)(*given)
+    if importlib.util.find_spec('score_jax.allocation'):
+        importlib.import_module('score_jax.allocation').keep()
 
 
 class Measured(Reinforce):
@@ -74,7 +73,7 @@ def whole(workdir: Path) -> dict:
 
 if __name__ == '__main__':
     FOUND = worker.job()
-    prepare(config_of('score' if FOUND.variant == 'whole' else 'stage1'))
+    prepare()
     with tempfile.TemporaryDirectory() as FOLDER:
         if FOUND.variant == 'whole':
             worker.serve(FOUND, lambda: whole(Path(FOLDER) / 'demo'), dict)
