@@ -108,7 +108,9 @@ def _prune(folder: Path, most: int) -> None:
 
 def _machine() -> str:
     """A name for machines on which a program for the CPU is the same."""
-    facts = [platform.machine(), str(len(os.sched_getaffinity(0)))]
+    # macOS does not say which cores are a process's own.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    facts = [platform.machine(), str(cores)]
     info = Path('/proc/cpuinfo')
     if info.exists():
         facts += sorted({line for line in info.read_text().splitlines() if line.startswith(('model name', 'flags'))})

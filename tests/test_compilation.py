@@ -124,3 +124,8 @@ for cut in (False, False, True):
     assert [first[1], second[1]] == ['False', 'True']
     assert first[0].startswith(str(tmp_path / ('own' if place == 'given' else 'cache/score_jax')))
     assert any(Path(first[0]).glob('*double*'))
+
+
+def test_a_machine_has_a_name_where_no_cores_are_a_processs_own(monkeypatch):
+    monkeypatch.delattr('os.sched_getaffinity', raising=False)  # macOS
+    assert len(compilation._machine()) == 12
