@@ -48,11 +48,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     found = arguments()
-    found.weights.mkdir(parents=True, exist_ok=True)  # before anything is measured
     figures = found.weights / 'figures.json'
     if found.render:
         results = json.loads(figures.read_text())
     else:
+        found.weights.mkdir(parents=True, exist_ok=True)  # before anything is measured
         results = measure.everything(found, lambda line: print(line, file=sys.stderr, flush=True))
         results['settings'] = {
             'command': 'python ' + ' '.join(['benchmarks/run.py', *sys.argv[1:]]), 'threads': found.threads,

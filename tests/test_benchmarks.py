@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.speed import report, sides, table, workloads
+from benchmarks import run
+from benchmarks.speed import measure, report, sides, table, workloads
 from score_jax import model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,16 @@ def test_a_workload_that_is_none_is_refused():
     done = subprocess.run(
         [sys.executable, 'benchmarks/run.py', '--only=W9'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and '--only: W9 is none of limits, W1' in done.stderr
+
+
+def test_figures_are_kept_in_a_folder_that_is_new(tmp_path, monkeypatch):
+    there = tmp_path / 'new' / 'speed'
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--only=W4', f'--out={tmp_path / "page.md"}', f'--weights={there}'])
+    monkeypatch.setattr(measure, 'everything', lambda *_: {'workloads': {}})
+    monkeypatch.setattr(report, 'markdown', lambda results: f'{results["workloads"]}')
+    run.main()
+    assert json.loads((there / 'figures.json').read_text())['settings']['repeats'] == 3
+    assert (tmp_path / 'page.md').read_text() == '{}'
 
 
 def test_weights_are_counted_as_they_are_declared():

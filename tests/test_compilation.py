@@ -126,6 +126,6 @@ for cut in (False, False, True):
     assert any(Path(first[0]).glob('*double*'))
 
 
-def test_a_machine_has_a_name_where_no_cores_are_a_processs_own(monkeypatch):
+def test_machine_is_named_where_the_system_does_not_list_cores(monkeypatch):
     monkeypatch.delattr('os.sched_getaffinity', raising=False)  # macOS
     assert len(compilation._machine()) == 12
