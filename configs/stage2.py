@@ -12,7 +12,7 @@ PRESETS = common.REINFORCE_PRESETS | models.STAGE2_PRESETS | {
 def get_config(preset: str = '') -> ConfigDict:
     config = common.reinforce('stage2')
     config.start_from = 'stage1'  # a stage, the path of a Hugging Face model, or 'random': parameters that know nothing
-    config.steps = 400  # updates in all
-    config.learning_rate = 4e-4  # at its highest
+    config.steps = 700  # updates in all
+    config.learning_rate = 7e-4  # at its highest
     config.objective = common.objective('stage2', alpha=10.0, beta1=0.1)
     return common.preset(config, PRESETS, preset)
