@@ -41,6 +41,7 @@ class Static:
     temperature: float
     end_tokens: tuple[int, ...]
     mesh: jax.sharding.Mesh
+    local_slots: int | None  # as in `model.grow`
 
 
 @flax.struct.dataclass
@@ -78,7 +79,7 @@ def placed(tree, mesh):
 
     def of(x):
         if isinstance(x, lm.Cache):
-            return lm.Cache(keys=constrain(x.keys, KEY_AXES), values=constrain(x.values, VALUE_AXES))
+            return x.replace(keys=constrain(x.keys, KEY_AXES), values=constrain(x.values, VALUE_AXES))
         return constrain(x, ('batch', *[None] * (x.ndim - 1)))
     return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, lm.Cache))
 
@@ -141,9 +142,9 @@ def _joined(tree):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-@functools.partial(jax.jit, static_argnames=('static', 'slots'))
-def _grow(static: Static, flight: Flight, *, slots: int) -> Flight:
-    return placed(flight.replace(cache=tuple(lm.grow(cache, slots) for cache in flight.cache)), static.mesh)
+@functools.partial(jax.jit, static_argnames=('static', 'room'))
+def _grow(static: Static, flight: Flight, *, room: int) -> Flight:
+    return placed(flight.replace(cache=lm.grow(flight.cache, static.model, room, static.local_slots)), static.mesh)
 
 
 def _fewer(rows: int) -> int:
@@ -159,7 +160,7 @@ def decode_turn(
 
     Args:
       longest: the most tokens that a row had before this turn.
-      chunk: slots that the cache grows by; rows are left behind only where as many tokens may still follow.
+      chunk: tokens that the cache grows by; rows are left behind only where as many tokens may still follow.
       keep_cache: the caches of all rows are wanted afterwards. Otherwise that of none is there.
       on_token: called after every token with the rows, all of which then stay in flight.
     """
@@ -170,14 +171,14 @@ def decode_turn(
             return flight
         if not keep_cache:
             return _settle(static, parked, flight.replace(cache=()))
-        return _settle(static, _grow(static, parked, slots=flight.cache[0].slots), flight)
+        return _settle(static, _grow(static, parked, room=flight.cache[0].room), flight)
 
     while count < tokens and live:
-        if count + longest == flight.cache[0].slots:
-            flight = _grow(static, flight, slots=flight.cache[0].slots + chunk)
+        if count + longest == flight.cache[0].room:
+            flight = _grow(static, flight, room=flight.cache[0].room + chunk)
         parts = batch_shards(static.mesh)
         fewer = 0 if on_token or tokens - count <= chunk else _fewer(len(flight.row) // parts)
-        until = min(flight.cache[0].slots - longest, tokens, count + 1 if on_token else tokens)
+        until = min(flight.cache[0].room - longest, tokens, count + 1 if on_token else tokens)
         flight, count, live = decode(static, params, flight, count, until, fewer)
         count, live = int(count), int(live)
         if on_token:

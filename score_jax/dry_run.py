@@ -31,7 +31,7 @@ def compiled(work: Work) -> dict[str, Compiled]:
     learner, base = work.learner, plan.abstract_frozen(work)[1]
     decode = rollout.lower_decode(
         learner.whole(learner.abstract_params(), base), learner.model, work.sampler, learner.mesh, work.rows,
-        work.slots)
+        work.slots, work.local_slots)
     found = {}
     for name, lowered in (('update', plan.lower_update(work)), ('decode loop', decode)):
         program = lowered.compile(compiler_options=_OPTIONS)

@@ -65,6 +65,11 @@ class Work:
         return -(-sum(self.widths) // self.sampler.chunk) * self.sampler.chunk
 
     @property
+    def local_slots(self) -> int | None:
+        """Of the cache of a local layer, at most."""
+        return rollout.local_slots(self.learner.model, self.sampler.chunk, self.instruction)
+
+    @property
     def shared(self) -> bool:
         """Whether rows share turns, which are then read once."""
         return any(fork > 1 for fork in self.forks[1:])
@@ -123,8 +128,8 @@ def plan(work: Work) -> Plan:
     elif not work.reference_on_host:
         always['reference'] = bytes_of(frozen)
     held, before = (
-        bytes_of(rollout.abstract_cache(learner.model, mesh, work.rows, slots))
-        for slots in (work.slots, work.slots - work.sampler.chunk))
+        bytes_of(rollout.abstract_cache(learner.model, mesh, work.rows, room, work.local_slots))
+        for room in (work.slots, work.slots - work.sampler.chunk))
     if decodes(learner.model):  # it does not grow
         before = 0
     whole = learner.whole(learner.abstract_params(), base)

@@ -106,18 +106,19 @@ def _empty(static: Static, *, rows: int, width: int, turns: int, pad_token: int)
         length=jnp.zeros((rows,), jnp.int32),
         truncated=jnp.zeros((rows, turns), bool),
         hidden=jnp.zeros((rows, static.model.width), static.model.dtype),
-        cache=(lm.new_cache(static.model, rows, 0),) * static.model.layers), static.mesh)
+        cache=lm.new_caches(static.model, rows, 0)), static.mesh)
 
 
 @on_mesh
 def _read(
-    static: Static, params, rows: _Rows, cache, block, block_length, *, slots: int, forks: int, turn: int) -> _Rows:
+    static: Static, params, rows: _Rows, cache, block, block_length, *, room: int, forks: int, turn: int) -> _Rows:
     """`_prefill`, where `cache` is that of `rows`."""
     columns = rows.length[:, None] + jnp.arange(block.shape[1])
     valid = jnp.arange(block.shape[1]) < block_length[:, None]
     places = jnp.arange(len(block))[:, None], jnp.where(valid, columns, rows.tokens.shape[1])
-    if cache[0].slots:
-        cache = tuple(lm.grow(c, slots) for c in cache)
+    grow = functools.partial(lm.grow, config=static.model, room=room, local_slots=static.local_slots)
+    if cache[0].room:
+        cache = grow(cache)
     hidden, cache = lm.forward(params, static.model, block, columns, cache)
     last = jnp.take_along_axis(hidden, jnp.maximum(block_length - 1, 0)[:, None, None], axis=1)[:, 0]
     rows = rows.replace(
@@ -125,21 +126,21 @@ def _read(
         turn=rows.turn.at[places].set(turn, mode='drop'),
         length=rows.length + block_length,
         hidden=jnp.where(block_length[:, None] > 0, last, rows.hidden),
-        cache=tuple(lm.grow(c, slots) for c in cache))
+        cache=grow(cache, length=block_length))  # longer ones than that were of no room before
     return placed(jax.tree.map(lambda x: jnp.repeat(x, forks, axis=0), rows), static.mesh)
 
 
-_STATIC = ('static', 'slots', 'forks', 'turn')
+_STATIC = ('static', 'room', 'forks', 'turn')
 _read_apart = jax.jit(_read, static_argnames=_STATIC)
 _read_in_place = jax.jit(_read, static_argnames=_STATIC, donate_argnames=('cache',))
 
 
 def _prefill(
-    static: Static, params, rows: _Rows, block, block_length, *, slots: int, forks: int, turn: int = 0) -> _Rows:
+    static: Static, params, rows: _Rows, block, block_length, *, room: int, forks: int, turn: int = 0) -> _Rows:
     """Reads `block [B, I]` (`block_length [B]` of it) behind each row, marks it with `turn`, then forks each row."""
-    read = _read_in_place if forks == 1 and rows.cache[0].slots == slots else _read_apart
+    read = _read_in_place if forks == 1 and rows.cache[0].room == room else _read_apart
     return read(
-        static, params, rows.replace(cache=()), rows.cache, block, block_length, slots=slots, forks=forks, turn=turn)
+        static, params, rows.replace(cache=()), rows.cache, block, block_length, room=room, forks=forks, turn=turn)
 
 
 @functools.partial(jax.jit, static_argnames=('static',))
@@ -182,13 +183,22 @@ def _for_sampling(static: Static, params):
     return lm.one_by_one(params, static.model, joined)
 
 
-def abstract_cache(model: lm.ModelConfig, mesh: jax.sharding.Mesh, rows: int, slots: int) -> tuple[lm.Cache, ...]:
+def local_slots(model: lm.ModelConfig, chunk: int, block: int) -> int | None:
+    """The most cache slots of a local layer, where `block` tokens at most are read at once behind others."""
+    if not model.window:
+        return None
+    return _round_up(model.window + block, SLOTS if decodes(model) else chunk)
+
+
+def abstract_cache(
+    model: lm.ModelConfig, mesh: jax.sharding.Mesh, rows: int, room: int, slots: int | None) -> tuple[lm.Cache, ...]:
     """The caches of all layers, keys `[B, K, h, S]` and values `[B, K, S, h]`, as `jax.ShapeDtypeStruct`s with
-    shardings."""
-    cache = jax.eval_shape(lambda: lm.new_cache(model, rows, slots))
-    return (lm.Cache(
-        keys=cache.keys.update(sharding=named_sharding(mesh, KEY_AXES, cache.keys.shape)),
-        values=cache.values.update(sharding=named_sharding(mesh, VALUE_AXES, cache.values.shape))),) * model.layers
+    shardings; `room` positions fit, and a local layer has `slots` slots at most."""
+    def of(cache):
+        return cache.replace(
+            keys=cache.keys.update(sharding=named_sharding(mesh, KEY_AXES, cache.keys.shape)),
+            values=cache.values.update(sharding=named_sharding(mesh, VALUE_AXES, cache.values.shape)))
+    return tuple(map(of, jax.eval_shape(lambda: lm.new_caches(model, rows, room, slots))))
 
 
 def abstract_params(params, model: lm.ModelConfig):
@@ -200,8 +210,10 @@ def abstract_params(params, model: lm.ModelConfig):
     return cast | {'layers': (jax.tree.map(of_layer, params['layers']),) * model.layers}
 
 
-def lower_decode(params, model: lm.ModelConfig, rollout: RolloutConfig, mesh: jax.sharding.Mesh, rows: int, slots: int):
-    """The decode loop, lowered but not run, for `rows` rows with a cache of `slots` slots: to look at its memory.
+def lower_decode(
+    params, model: lm.ModelConfig, rollout: RolloutConfig, mesh: jax.sharding.Mesh, rows: int, room: int,
+    slots: int | None):
+    """The decode loop, lowered but not run, for `rows` rows with the caches of `abstract_cache`: to look at its memory.
 
     `params` may be `jax.ShapeDtypeStruct`s with shardings.
     """
@@ -212,12 +224,13 @@ def lower_decode(params, model: lm.ModelConfig, rollout: RolloutConfig, mesh: ja
     flight = Flight(
         row=row, start=row, limit=row, uniform=of(token, jnp.float32), tokens=of(token, jnp.int32),
         log_probs=of(token, jnp.float32), drawn=row, done=of((rows,), bool),
-        hidden=of((rows, model.width), model.dtype), cache=abstract_cache(model, mesh, rows, slots))
-    return decode.lower(_static(model, rollout, mesh), abstract_params(params, model), flight, 0, rollout.max_tokens, 0)
+        hidden=of((rows, model.width), model.dtype), cache=abstract_cache(model, mesh, rows, room, slots))
+    return decode.lower(
+        _static(model, rollout, mesh, slots), abstract_params(params, model), flight, 0, rollout.max_tokens, 0)
 
 
-def _static(model: lm.ModelConfig, rollout: RolloutConfig, mesh: jax.sharding.Mesh) -> Static:
-    return Static(model, rollout.temperature, rollout.end_tokens, mesh)
+def _static(model: lm.ModelConfig, rollout: RolloutConfig, mesh: jax.sharding.Mesh, slots: int | None) -> Static:
+    return Static(model, rollout.temperature, rollout.end_tokens, mesh, slots)
 
 
 def _round_up(n: int, multiple: int) -> int:
@@ -307,27 +320,28 @@ def sample(
     rollout.check_length(max(map(len, prompts)), max(map(len, gaps), default=0))
     given = given if given and any(given) else None
     _check_given(rollout, given, len(prompts) * forks[0])
-    static = _static(model, rollout, mesh)
+    between = [len(gap) + (rollout.close_token is not None) for gap in gaps]
+    slots = local_slots(model, rollout.chunk, max([rollout.max_tokens if given else 1, *between]))
+    static = _static(model, rollout, mesh, slots)
     params = _for_sampling(static, params)
     block, block_length = pad_rows(prompts, rollout.chunk, rollout.pad_token)
-    longest, closes = 0, rollout.close_token is not None
-    width = block.shape[1] + rollout.turns * rollout.max_tokens + sum(len(gap) + closes for gap in gaps)
+    longest, width = 0, block.shape[1] + rollout.turns * rollout.max_tokens + sum(between)
     width = _round_up(width, rollout.chunk)
     rows = _empty(static, rows=len(prompts), width=width, turns=rollout.turns, pad_token=rollout.pad_token)
     for turn in range(1, rollout.turns + 1):
         longest += int(block_length.max())
-        slots = max(_round_up(longest + min(rollout.chunk, rollout.max_tokens), rollout.chunk), rows.cache[0].slots)
+        room = max(_round_up(longest + min(rollout.chunk, rollout.max_tokens), rollout.chunk), rows.cache[0].room)
         if decodes(model):  # a slot that is empty costs no time: one program for all lengths, and no copies
-            slots = _round_up(width, SLOTS)
+            room = _round_up(width, SLOTS)
         rows = _prefill(
-            static, params, rows, *put_batch(mesh, (block, block_length)), slots=slots, forks=forks[turn - 1])
+            static, params, rows, *put_batch(mesh, (block, block_length)), room=room, forks=forks[turn - 1])
         count = len(rows.length)
         done = cut = np.zeros(count, bool)
         if given and turn == 1:
             block, block_length = pad_rows(given, rollout.max_tokens, rollout.pad_token)
-            slots = max(_round_up(longest + int(block_length.max()), rollout.chunk), slots)
+            room = max(_round_up(longest + int(block_length.max()), rollout.chunk), room)
             rows = _prefill(
-                static, params, rows, *put_batch(mesh, (block, block_length)), slots=slots, forks=1, turn=-1)
+                static, params, rows, *put_batch(mesh, (block, block_length)), room=room, forks=1, turn=-1)
             done = block_length > 0
             cut = np.array([bool(r) and r[-1] not in rollout.end_tokens for r in given])
         limit = np.minimum(stop_at if stop_at is not None else rollout.max_tokens, rollout.max_tokens)

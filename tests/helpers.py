@@ -72,11 +72,13 @@ def decoder_logits(params, config: lm.ModelConfig, tokens) -> np.ndarray:
     x = params['embedding'][np.asarray(tokens)]
     for layer in range(c.layers):
         p = {name: w[layer] for name, w in params['layers'].items()}
-        y, attended = norm(x, p['attention_norm']), np.zeros_like(x)
+        y, attended, seen = norm(x, p['attention_norm']), np.zeros_like(x), np.tri(t, dtype=bool)
+        if c.window and c.local[layer]:
+            seen &= ~np.tri(t, k=-c.window, dtype=bool)
         for head in range(c.heads):
             group = head // (c.heads // c.kv_heads)
             q, k = rotate(y @ p['query'][:, head]), rotate(y @ p['key'][:, group])
-            scores = np.where(np.tri(t, dtype=bool), q @ k.T / np.sqrt(c.head_dim), -np.inf)
+            scores = np.where(seen, q @ k.T / np.sqrt(c.head_dim), -np.inf)
             attended += np.exp(log_softmax(scores)) @ (y @ p['value'][:, group]) @ p['out'][head]
         x = x + attended
         y = norm(x, p['mlp_norm'])

@@ -116,6 +116,20 @@ def test_the_kernel_for_a_token_says_the_same(rows, slots, window, local, cap):
     np.testing.assert_allclose(got, formula(q, k, v, visible, cap), atol=2e-5)
 
 
+@pytest.mark.parametrize('rows, slots', [(3, 320), (300, 128)])  # several programs a row, one
+def test_the_kernel_goes_on_at_the_first_slot_behind_the_last(rows, slots):
+    config = tiny(window=70, global_every=2, head_dim=16)
+    q, k, v, _ = arrays(rows, 1, slots, heads=6, head_dim=16)
+    positions = np.random.default_rng(1).integers(0, 5 * slots, (rows, 1))
+    positions[:3, 0] = slots - 1, slots, 3 * slots + 5
+    newest = positions - (positions - np.arange(slots)) % slots
+    visible = (newest >= 0) & (newest > positions - 70)
+    assert visible.sum(1).max() == 70 and (np.diff(visible[2]) != 0).sum() == 2 and visible[2, 0] and visible[2, -1]
+    for kernel in (functools.partial(kernels.decoded, interpret=True), attention.attend):
+        got = jax.jit(lambda *qkv: kernel(*qkv, config, True, positions, wraps=True))(q, k, v)
+        np.testing.assert_allclose(got, formula(q, k, v, visible[:, None], 0.0), atol=2e-5)
+
+
 def test_the_kernel_for_a_token_on_a_mesh_is_that_of_one_device():
     """Rows and KV heads over the devices."""
     check_on_mesh(

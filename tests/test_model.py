@@ -55,12 +55,12 @@ def test_logits_with_a_cache_are_those_without(config, slots, joined):
     block = np.where(np.arange(5) < read[:, None], TOKENS[:, :5], 7)
     positions = np.broadcast_to(np.arange(5), (3, 5))
     params = lm.one_by_one(params, config, joined)
-    got, cache = forward(params, config, block, positions, (lm.new_cache(config, 3, slots),) * config.layers)
-    assert all(c.slots == (slots or 5) for c in cache)
+    got, cache = forward(params, config, block, positions, lm.new_caches(config, 3, slots))
+    assert all(c.room == (slots or 5) for c in cache)
     for row in range(3):
         close(got[row, :read[row]], expected[row, :read[row]])
-    cache = tuple(lm.grow(c, 8) for c in cache)
-    assert all(c.slots == 8 for c in cache)
+    cache = lm.grow(cache, config, 8)
+    assert all(c.room == c.keys.shape[-1] == 8 for c in cache)
     for step in range(4):
         at = read + step
         got, cache = forward(params, config, TOKENS[range(3), at][:, None], at[:, None], cache)
@@ -123,16 +123,16 @@ def test_rotary_pairs_of_llama_3_turn_slower_the_slower_they_are():
 def test_what_lies_beyond_the_cache_is_dropped():
     config, params = tiny(), random_params(tiny())
     positions = np.broadcast_to(np.arange(9), TOKENS.shape)
-    cache = (lm.new_cache(config, 3, 4),) * config.layers
+    cache = lm.new_caches(config, 3, 4)
     got, cache = forward(lm.one_by_one(params, config, joined=True), config, TOKENS, positions, cache)
     np.testing.assert_allclose(got[:, :4], all_logits(params, config)[:, :4], atol=1e-5)
-    assert all(c.slots == 4 for c in cache)
+    assert all(c.room == 4 for c in cache)
 
 
 def test_bfloat16_is_the_compute_type_and_logits_are_float32():
     config = tiny(dtype='bfloat16')
     params = random_params(config)
-    cache, positions = (lm.new_cache(config, 3, 9),) * config.layers, np.tile(np.arange(9), (3, 1))
+    cache, positions = lm.new_caches(config, 3, 9), np.tile(np.arange(9), (3, 1))
     logits, cache = forward(lm.one_by_one(params, config, joined=True), config, TOKENS, positions, cache)
     assert logits.dtype == jnp.float32 and all(c.keys.dtype == jnp.bfloat16 for c in cache)
     exact = all_logits(params, tiny())

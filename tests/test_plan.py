@@ -53,8 +53,9 @@ def test_parameters_and_optimiser_take_what_was_planned(changes):
     assert got == pytest.approx(list(plan.plan(it).always.values()), rel=0.05) and min(got) > 0
 
 
-def test_the_cache_takes_what_was_planned(monkeypatch):
-    it, sizes, of = work(), [], decode.decode
+@pytest.mark.parametrize('model', [tiny(layers=3), tiny(layers=3, window=6, global_every=3)])
+def test_the_cache_takes_what_was_planned(monkeypatch, model):
+    it, sizes, of = work(model=model), [], decode.decode
     monkeypatch.setattr(decode, 'decode', lambda *args: sizes.append(measured(args[2].cache)) or of(*args))
     params = jax.device_put(random_params(it.learner.model), lm.shardings(it.learner.model, it.learner.mesh))
     rollout.sample(
@@ -76,7 +77,7 @@ def test_float32_is_float32_on_every_device(dtype, of, precision):
     """GPUs and TPUs round the factors of a product to fewer bits, unless it says that they must not."""
     it = work((1, 1, 1), model=tiny(layers=2, dtype=dtype))
     sampling = rollout.lower_decode(
-        it.learner.abstract_params(), it.learner.model, it.sampler, it.learner.mesh, it.rows, it.slots)
+        it.learner.abstract_params(), it.learner.model, it.sampler, it.learner.mesh, it.rows, it.slots, it.local_slots)
     for program in (sampling, plan.lower_update(it)):
         products = [line for line in program.as_text().splitlines() if 'dot_general' in line and f'x{of}>' in line]
         assert len(products) > 10 and all(f'precision = [{precision}, {precision}]' in line for line in products)

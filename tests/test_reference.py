@@ -56,7 +56,7 @@ def generate(params, config: lm.ModelConfig, tokens, lengths):
     rows = jnp.arange(len(tokens))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     params = lm.one_by_one(params, config, joined=True)
-    cache = (lm.new_cache(config, len(tokens), tokens.shape[1] + NEW),) * config.layers
+    cache = lm.new_caches(config, len(tokens), tokens.shape[1] + NEW)
     hidden, cache = lm.forward(params, config, tokens, positions, cache)
 
     def step(carry, _):

@@ -18,14 +18,21 @@ INSTRUCTION = [5, 0, 6]
 END = 0  # also a token of the instruction: only a sampled one ends a response
 
 
+LOCAL = dict(window=3, global_every=2)  # the first of two layers
+
+
+def model_of(*, tied=True, local=False, **_):
+    return tiny(tied=tied, **LOCAL if local else {})
+
+
 @functools.cache
 def sampled(
-    *, tied=True, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, given=None, stop_at=None, on_turn=None,
-    **changes):
+    *, tied=True, local=False, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, given=None, stop_at=None,
+    on_turn=None, **changes):
     """A rollout on the host: prompts of 1 to 4 tokens, responses of 1 to 5."""
     values = dict(
         turns=2, max_tokens=5, max_length=32, temperature=0.8, chunk=16, end_tokens=(END, 4), pad_token=7) | changes
-    config = tiny(tied=tied)
+    config = model_of(tied=tied, local=local)
     trajectory = rollout.sample(
         random_params(config, params_seed), config, RolloutConfig(**values), mesh_of(1, 1, 1),
         PROMPTS if prompts is None else [list(p) for p in prompts], INSTRUCTION, forks=forks, seed=seed, step=step,
@@ -48,7 +55,7 @@ def test_a_cache_of_full_size_from_the_start_changes_nothing(monkeypatch, forks)
     slots, of = [], rollout.decode_turn
     monkeypatch.setattr(rollout, 'decodes', lambda model: True)
     monkeypatch.setattr(rollout, 'decode_turn', lambda static, params, flight, **more: (
-        slots.append(flight.cache[0].slots) or of(static, params, flight, **more)))
+        slots.append(flight.cache[0].room) or of(static, params, flight, **more)))
     got = sampled.__wrapped__(forks=forks)
     assert slots == [64, 64]
     for a, b in zip(written(got), written(expected), strict=True):
@@ -69,12 +76,12 @@ def first_attempts(trajectory):
 
 VARIANTS = [
     dict(), dict(chunk=4, pad_token=4), dict(chunk=3, pad_token=END), dict(forks=(2, 3)),
-    dict(tied=False, temperature=0.0)]
+    dict(tied=False, temperature=0.0), dict(local=True, chunk=4), dict(local=True, chunk=1, forks=(2, 3))]
 
 
 @pytest.mark.parametrize('variant', VARIANTS, ids=str)
 def test_log_probs_are_those_of_a_fresh_pass_over_the_exact_tokens(variant):
-    trajectory, config = sampled(**variant), tiny(tied=variant.get('tied', True))
+    trajectory, config = sampled(**variant), model_of(**variant)
     params, temperature = random_params(config), variant.get('temperature', 0.8)
     for row in range(len(trajectory.tokens)):
         tokens = trajectory.tokens[row, :trajectory.length[row]]
@@ -145,6 +152,28 @@ def test_a_response_stops_where_it_is_told_to():
         assert np.sum(cut.turn == turn, axis=1).tolist() == stops and cut.truncated[:, turn - 1].all()
     for (tokens, _), (longer, _), stop in zip(first_attempts(cut), first_attempts(free), stops):
         assert tokens == longer[:stop]
+
+
+@pytest.mark.parametrize('given', [False, True])
+@pytest.mark.parametrize('chunk', [1, 4])
+def test_a_local_layer_keeps_no_more_than_it_sees(monkeypatch, chunk, given):
+    """Prompts longer than that, ragged rows that are parked, a second turn, and first attempts that are given."""
+    prompts = tuple(tuple((i + j) % 8 for j in range(1 + 3 * i)) for i in range(4)) * 2
+    slots, of = [], decode.decode
+    monkeypatch.setattr(decode, '_FEWEST', 2)
+    monkeypatch.setattr(decode, 'decode', lambda *args: (
+        slots.append([cache.keys.shape[-1] for cache in args[2].cache]) or of(*args)))
+
+    def all_of(**more):
+        slots.clear()
+        return sampled.__wrapped__(local=True, prompts=prompts, chunk=chunk, forks=(1, 2), max_tokens=6, **more)
+    more = {'given': firsts(all_of(), (1, 2))[:4] + ((),) * 4} if given else {}
+    got = all_of(**more)
+    (local, whole), most = np.transpose(slots), LOCAL['window'] + (6 if given else len(INSTRUCTION))
+    assert local.max() == -(-most // chunk) * chunk < 20 < whole.max()
+    monkeypatch.setattr(rollout, 'local_slots', lambda *_: None)
+    assert_same(got, all_of(**more))
+    assert slots and all(a == b for a, b in slots)
 
 
 def test_a_row_does_not_depend_on_its_neighbours():

@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from score_jax.model import kernels
@@ -17,9 +18,10 @@ from score_jax.model.kernels import capped
 from score_jax.model.products import precision
 
 BLOCK = 128  # queries whose scores are in memory at once
+UNSEEN = np.iinfo(np.int32).max  # where a key stands that no query sees
 
 
-def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, seen=None):
+def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, seen=None, wraps=False):
     """Each query's mean of the values it sees, `[B, T, H, h]`: those not after it and, in a local layer, near it.
 
     Without positions, and of one query a row, by a kernel where the devices have one that takes it. Otherwise a block
@@ -33,20 +35,21 @@ def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, s
         same tokens in the same order, S = T.
       seen: `[B, S]`, with positions: those of the keys, where key s is not at position s.
       segments: `[B, T]`, without positions: only what is of the same segment is seen. None: all is of one.
+      wraps: slot s holds the newest position that is s modulo S.
     """
     b, t, heads, head_dim = q.shape
     kv_heads, own = k.shape[2], positions is None
     if own and (run := kernels.kernel(q, config)):
         return checkpoint_name(run(q, k, v, config, local, segments), 'attended')
     if t == 1 and not own and seen is None and kernels.decodes(config):
-        return kernels.decoded(q, k, v, config, local, positions)
+        return kernels.decoded(q, k, v, config, local, positions, wraps)
     # Rows and KV heads first, then one product for all queries of a KV head.
     q = q.reshape(b, t, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     if own:
         positions = jnp.arange(t)[None]
     if seen is None:
-        seen = jnp.arange(k.shape[2])[None]
+        seen = held(positions[:, -1:], k.shape[2]) if wraps else jnp.arange(k.shape[2])[None]
     out = []
     for start in range(0, t, BLOCK):
         stop = min(start + BLOCK, t)
@@ -57,6 +60,12 @@ def attend(q, k, v, config: ModelConfig, local, positions=None, segments=None, s
             config))
     out = jnp.concatenate(out, axis=3) if len(out) > 1 else out[0]
     return checkpoint_name(out.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim), 'attended')
+
+
+def held(last, slots: int):
+    """`[B, slots]` the position that each slot of a cache that wraps holds, `last [B, 1]` being the newest of all."""
+    position = last - (last - jnp.arange(slots)) % slots
+    return jnp.where(position < 0, UNSEEN, position)
 
 
 @functools.partial(jax.checkpoint, static_argnums=(7,))

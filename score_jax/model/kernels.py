@@ -127,7 +127,7 @@ def decodes(config: ModelConfig) -> bool:
     return _ampere() and config.dtype == 'bfloat16' and size in (16, 32, 64, 128, 256)
 
 
-def decoded(q, k, v, config: ModelConfig, local, positions, *, interpret: bool = False):
+def decoded(q, k, v, config: ModelConfig, local, positions, wraps: bool = False, *, interpret: bool = False):
     """`attend` of one query a row over a cache, where slot s holds position s.
 
     Its time is that of reading keys and values: every row and KV head is a program of its own, which goes through the
@@ -138,10 +138,13 @@ def decoded(q, k, v, config: ModelConfig, local, positions, *, interpret: bool =
       q: `[B, 1, H, h]`.
       k, v: `[B, S, K, h]`; best as the cache has them, turned, and S a multiple of `SLOTS`.
       positions: `[B, 1]`.
+      wraps: slot s holds the newest position that is s modulo S; then S is a multiple of `SLOTS`.
       interpret: run the kernel's program on any device, slowly.
     """
     (b, _, heads, head_dim), kv_heads = q.shape, k.shape[2]
-    stop = jnp.minimum(positions[:, 0] + 1, k.shape[1])
+    stop = positions[:, 0] + 1
+    if not wraps:
+        stop = jnp.minimum(stop, k.shape[1])
     start = jnp.zeros_like(stop)
     if config.window:
         start = jnp.where(local, jnp.maximum(positions[:, 0] + 1 - config.window, 0), start)
@@ -151,9 +154,10 @@ def decoded(q, k, v, config: ModelConfig, local, positions, *, interpret: bool =
 
 
 def _decoded(q, k, v, start, stop, *, config: ModelConfig, interpret: bool):
-    """`q [B, K, G, h]` over `k [B, K, h, S]`, `v [B, K, S, h]` from slot `start [B]` to before slot `stop [B]`."""
+    """`q [B, K, G, h]` over `k [B, K, h, S]`, `v [B, K, S, h]` from position `start [B]` to before `stop [B]`."""
     (b, kv_heads, queries, head_dim), slots = q.shape, k.shape[-1]
     groups = max(16, pl.next_power_of_2(queries))  # 16: the fewest that the matrix units take
+    blocks = pl.cdiv(slots, SLOTS)
     parts = min(pl.cdiv(_PROGRAMS, b * kv_heads), pl.cdiv(slots, 4 * SLOTS))
     dot = functools.partial(
         jnp.dot, precision=precision(q.dtype), preferred_element_type=jnp.float32)
@@ -168,7 +172,8 @@ def _decoded(q, k, v, start, stop, *, config: ModelConfig, interpret: bool):
 
         def block(index, carry):
             mean, highest, sums = carry
-            here, place = pl.ds(index * SLOTS, SLOTS), index * SLOTS + jnp.arange(SLOTS)
+            # Behind the last block comes the first again, where `stop` lies beyond the slots.
+            here, place = pl.ds(index % blocks * SLOTS, SLOTS), index * SLOTS + jnp.arange(SLOTS)
             # A mask that may differ from slot to slot would have keys read two bytes at a time.
             there = {} if slots % SLOTS == 0 else {'mask': (place < slots)[None], 'other': 0.0}
             scores = capped(dot(query, triton.load(k.at[:, here], **there)) * _scale(config), config.attention_cap)

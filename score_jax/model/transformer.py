@@ -5,7 +5,8 @@ h head size, V vocabulary.
 
 Rows are stored without gaps: the token at position p of a row stands in column p, and its key and
 value in cache slot p. So one mask serves every use: a query at position p sees the slots 0..p. What
-a slot beyond p holds (padding, another turn's left-overs) is never read before it is overwritten:
+a slot beyond p holds (padding, another turn's left-overs) is never read before it is overwritten.
+A local layer, which sees no more than a window, may have fewer slots: then p goes to slot p modulo S.
 
     row 0   P P P 1 1 1 1 i i 2 2 2 . .      P prompt, 1 first attempt, i instruction,
     row 1   P P P P 1 1 i i 2 2 2 2 2 .      2 second attempt, . not yet written
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.model.attention import attend, capped
+from score_jax.model.attention import attend, capped, held
 from score_jax.model.config import ModelConfig
 from score_jax.model.params import declare
 from score_jax.model.products import by_rows, linear, turned
@@ -45,32 +46,57 @@ _ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, appr
 
 @flax.struct.dataclass
 class Cache:
-    """What decoding goes on from: keys `[B, K, h, S]` and values `[B, K, S, h]` of a layer; slot s holds position s.
+    """What decoding goes on from: keys `[B, K, h, S]` and values `[B, K, S, h]` of a layer, and for how many positions.
 
-    The slots of the keys lie side by side, as the scores of a query do.
+    Slot s holds position s; of a cache that wraps, the newest that is s modulo S. The slots of the keys lie side by
+    side, as the scores of a query do.
     """
 
     keys: jax.Array
     values: jax.Array
+    room: int = flax.struct.field(pytree_node=False)
 
     @property
-    def slots(self) -> int:
-        """S, positions that fit."""
-        return self.keys.shape[-1]
+    def wraps(self) -> bool:
+        """Whether there are fewer slots than positions."""
+        return self.keys.shape[-1] < self.room
 
 
-def new_cache(config: ModelConfig, rows: int, slots: int) -> Cache:
-    """An empty cache of a layer, in the compute type."""
-    shape = (rows, config.kv_heads)
-    return Cache(keys=jnp.zeros((*shape, config.head_dim, slots), config.dtype),
-                 values=jnp.zeros((*shape, slots, config.head_dim), config.dtype))
+def new_caches(config: ModelConfig, rows: int, room: int, local_slots: int | None = None) -> tuple[Cache, ...]:
+    """Empty caches of all layers, in the compute type, as `grow` makes them."""
+    def of_layer(slots):
+        shape = (rows, config.kv_heads)
+        return Cache(keys=jnp.zeros((*shape, config.head_dim, slots), config.dtype),
+                     values=jnp.zeros((*shape, slots, config.head_dim), config.dtype), room=room)
+    return tuple(map(of_layer, _slots(config, room, local_slots)))
 
 
-def grow(cache: Cache, slots: int) -> Cache:
-    """The same cache with `slots` slots (not fewer than it has)."""
-    def pad(x, axis):
-        return jnp.pad(x, [(0, slots - x.shape[axis]) if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
-    return Cache(keys=pad(cache.keys, -1), values=pad(cache.values, -2))
+def grow(
+    caches: tuple[Cache, ...], config: ModelConfig, room: int, local_slots: int | None = None, length=None,
+) -> tuple[Cache, ...]:
+    """The caches of all layers with room for `room` positions (not fewer than they have).
+
+    Args:
+      local_slots: the most that a local layer gets; `window` and as many tokens as are read at once will do. None: no
+        cache wraps.
+      length: `[B]` tokens of each row, where a local layer may have more slots already: the newest positions stay.
+    """
+    def of_layer(cache, slots):
+        keys, values, more = cache.keys, cache.values, slots - cache.keys.shape[-1]
+        if more > 0:
+            keys, values = (jnp.pad(x, [(0, more if i == axis else 0) for i in range(4)])
+                            for x, axis in ((keys, 3), (values, 2)))
+        elif more < 0:  # row by row, as in `_written`
+            kept = jnp.minimum(held(length[:, None] - 1, slots), length[:, None] - 1)
+            keys, values = jax.vmap(lambda k, v, kept: (k[:, :, kept], v[:, kept]))(keys, values, kept)
+        return Cache(keys=keys, values=values, room=room)
+    return tuple(map(of_layer, caches, _slots(config, room, local_slots)))
+
+
+def _slots(config: ModelConfig, room: int, local_slots: int | None) -> list[int]:
+    """Of each layer's cache."""
+    most = room if local_slots is None else min(room, local_slots)
+    return [most if local else room for local in config.local or (False,) * config.layers]
 
 
 @flax.struct.dataclass
@@ -83,9 +109,6 @@ class Prefix:
     keys: jax.Array
     values: jax.Array
     positions: jax.Array
-
-
-UNSEEN = np.iinfo(np.int32).max
 
 
 def no_prefix(config: ModelConfig, rows: int) -> Prefix:
@@ -161,16 +184,20 @@ def _rotate(x, turns):
 
 
 def _written(cache: Cache, positions, k, v) -> Cache:
-    """The cache of a layer with keys and values `[B, T, K, h]` at `positions [B, T]`; those beyond S are dropped.
+    """The cache of a layer with keys and values `[B, T, K, h]` at `positions [B, T]`; what has no room is dropped.
 
     Row by row, so that the compiler knows that no device needs the rows of another.
     """
+    if cache.wraps:
+        slots = cache.keys.shape[-1]
+        positions = jnp.where(positions < cache.room, positions % slots, slots + positions)
+
     @jax.vmap
     def write(keys, values, positions, k, v):
-        return Cache(
-            keys=keys.at[:, :, positions].set(jnp.moveaxis(k, 0, -1), mode='drop', unique_indices=True),
-            values=values.at[:, positions].set(jnp.moveaxis(v, 0, 1), mode='drop', unique_indices=True))
-    return write(cache.keys, cache.values, positions, k, v)
+        return (keys.at[:, :, positions].set(jnp.moveaxis(k, 0, -1), mode='drop', unique_indices=True),
+                values.at[:, positions].set(jnp.moveaxis(v, 0, 1), mode='drop', unique_indices=True))
+    keys, values = write(cache.keys, cache.values, positions, k, v)
+    return cache.replace(keys=keys, values=values)
 
 
 def _fetch(tree):
@@ -197,8 +224,8 @@ def forward(
       positions: `[B, T]` position of each token in its row, increasing along T. Without a cache and segments, and
         behind an empty prefix or cache, `arange(T)` in every row.
       cache: keys and values of earlier positions. With layers that are scanned a `Prefix`, to learn; with layers one by
-        one those of each, to decode: those of `tokens` are written into it, and positions at or beyond `cache.slots`
-        are dropped. An empty one, of no slots, gets T.
+        one those of each, to decode: those of `tokens` are written into it, and positions at or beyond its room are
+        dropped. An empty one, without room, gets that for T.
       segments: `[B, T]`, without a cache: where several rows stand behind each other, which of them a token is of. It
         sees none of the others, and positions begin at 0 in each.
       remat: row of `REMAT`. The products are less memory than everything, and on most devices faster too.
@@ -236,14 +263,15 @@ def forward(
         q, k, v = projections(p, norm(x, p['attention_norm']), local)
         q, k, v = (spread(y, ('batch', None, of, None)) for y, of in ((q, 'heads'), (k, 'kv_heads'), (v, 'kv_heads')))
         after = seen is not None
-        if isinstance(kv, Cache) and not kv.slots:
-            kv = Cache(keys=jnp.moveaxis(k, 1, -1), values=jnp.moveaxis(v, 1, -2))
+        if isinstance(kv, Cache) and not kv.room:
+            kv = Cache(keys=jnp.moveaxis(k, 1, -1), values=jnp.moveaxis(v, 1, -2), room=k.shape[1])
         elif isinstance(kv, Cache):
             kv, after = _written(kv, positions, k, v), True
             k, v = jnp.moveaxis(kv.keys, -1, 1), jnp.moveaxis(kv.values, -2, 1)
         elif kv is not None:
             k, v = kv = jax.tree.map(lambda before, now: jnp.concatenate([before, now], axis=1), kv, (k, v))
-        y = attend(q, k, v, config, local, positions if after else None, segments, seen)
+        wraps = isinstance(kv, Cache) and kv.wraps
+        y = attend(q, k, v, config, local, positions if after else None, segments, seen, wraps)
         y = linear(y, p['out'], contracted=2)
         x = spread(x + (norm(y, p['attention_post_norm']) if config.post_norms else y), axes)
         y = norm(x, p['mlp_norm'])
