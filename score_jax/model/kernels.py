@@ -148,12 +148,12 @@ def decoded(q, k, v, config: ModelConfig, local, positions, wraps: bool = False,
     start = jnp.zeros_like(stop)
     if config.window:
         start = jnp.where(local, jnp.maximum(positions[:, 0] + 1 - config.window, 0), start)
-    run = functools.partial(_decoded, config=config, interpret=interpret)
+    run = functools.partial(_decoded, config=config, wraps=wraps, interpret=interpret)
     grouped = q.reshape(b, kv_heads, heads // kv_heads, head_dim)
     return _by_device(run, grouped, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), start, stop).reshape(q.shape)
 
 
-def _decoded(q, k, v, start, stop, *, config: ModelConfig, interpret: bool):
+def _decoded(q, k, v, start, stop, *, config: ModelConfig, wraps: bool, interpret: bool):
     """`q [B, K, G, h]` over `k [B, K, h, S]`, `v [B, K, S, h]` from position `start [B]` to before `stop [B]`."""
     (b, kv_heads, queries, head_dim), slots = q.shape, k.shape[-1]
     groups = max(16, pl.next_power_of_2(queries))  # 16: the fewest that the matrix units take
@@ -172,8 +172,8 @@ def _decoded(q, k, v, start, stop, *, config: ModelConfig, interpret: bool):
 
         def block(index, carry):
             mean, highest, sums = carry
-            # Behind the last block comes the first again, where `stop` lies beyond the slots.
-            here, place = pl.ds(index % blocks * SLOTS, SLOTS), index * SLOTS + jnp.arange(SLOTS)
+            here = pl.ds((index % blocks if wraps else index) * SLOTS, SLOTS)
+            place = index * SLOTS + jnp.arange(SLOTS)
             # A mask that may differ from slot to slot would have keys read two bytes at a time.
             there = {} if slots % SLOTS == 0 else {'mask': (place < slots)[None], 'other': 0.0}
             scores = capped(dot(query, triton.load(k.at[:, here], **there)) * _scale(config), config.attention_cap)
