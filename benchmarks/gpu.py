@@ -75,17 +75,16 @@ def themselves(config: model.ModelConfig, tokens: int, packed: bool) -> float:
         return apart(got, all_of(functools.partial(formula, visible=visible, config=config), q, k, v, by))
 
 
-def one_token(config: model.ModelConfig, rows: int, slots: int) -> float:
-    """The token that each row decodes, over the slots that it has filled."""
+def one_token(config: model.ModelConfig, rows: int, slots: int, room: int | None = None) -> float:
+    """The token that each row decodes, over the slots that it has filled; with `room` for more positions than those."""
     q, k, v = random(rows, 1, 12, 128), random(rows, slots, 2, 128), random(rows, slots, 2, 128)
-    at = np.random.default_rng(0).integers(0, slots, (rows, 1))
-    visible = np.arange(slots) <= at[:, :, None]
-    if config.window:
-        visible &= np.arange(slots) > at[:, :, None] - config.window
+    at = np.random.default_rng(0).integers(0, room or slots, (rows, 1))
+    held = at - (at - np.arange(slots)) % slots
+    visible = (held >= 0) & (held > at - (config.window or slots))
     assert kernels.decodes(config)
-    got = jax.jit(lambda *qkv: attention.attend(*qkv, config, True, at))(q, k, v)
+    got = jax.jit(lambda *qkv: attention.attend(*qkv, config, True, at, wraps=bool(room)))(q, k, v)
     with jax.default_device(CPU):
-        return apart(got, formula(*jax.device_put((q, k, v), CPU), visible, config))
+        return apart(got, formula(*jax.device_put((q, k, v), CPU), visible[:, None], config))
 
 
 def step(config: model.ModelConfig) -> tuple[float, dict]:
@@ -120,6 +119,7 @@ def main() -> None:
         ('one token, 256 rows', one_token(CONFIG, 256, 1312), BFLOAT16),
         ('one token, 3 rows', one_token(CONFIG, 3, 1312), BFLOAT16),
         ('one token, a window', one_token(WINDOWED, 40, 500), BFLOAT16),
+        ('one token, a window, in slots used again', one_token(WINDOWED, 40, 192, room=1000), BFLOAT16),
         ('one token, capped', one_token(CAPPED, 40, 500), BFLOAT16),
     ]:
         bad += not error <= most
