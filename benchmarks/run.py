@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     found = arguments()
-    figures = found.weights / 'figures.json'
+    figures = found.weights / ('quick.json' if found.quick else 'figures.json')
     if found.render:
         results = json.loads(figures.read_text())
     else:
