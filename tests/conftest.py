@@ -19,6 +19,8 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
     if not subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], capture_output=True,
                           env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}).returncode:
         os.environ['XLA_FLAGS'] = flags
+# Tests run two at a time, and threads of torch that are more than there are cores wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Most of the time that a test takes is compiling: little is optimised here, and what one process compiles serves all.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

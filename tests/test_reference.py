@@ -130,11 +130,15 @@ if REFERENCE:
             return loaded.eval()
         return load
 
+    @pytest.fixture(scope='module')
+    def said(reference):
+        """A function from a name to what that model says."""
+        return functools.cache(lambda name: theirs(reference(name)))
+
     @every_config
-    def test_our_export_is_a_model_of_its_family_with_the_same_logits_and_generations(name, reference):
-        model = reference(name)
-        assert model.config.model_type == TYPES[name.split('-')[0]]
-        assert_equal(ours(name), theirs(model))
+    def test_our_export_is_a_model_of_its_family_with_the_same_logits_and_generations(name, reference, said):
+        assert reference(name).config.model_type == TYPES[name.split('-')[0]]
+        assert_equal(ours(name), said(name))
 
     @every_config
     def test_what_transformers_writes_is_read_to_the_bit(name, reference, tmp_path):
@@ -145,8 +149,8 @@ if REFERENCE:
         jax.tree.map(np.testing.assert_array_equal, params, random_params(config))
 
     @every_config
-    def test_the_golden_file_is_what_transformers_says(name, reference):
-        logits, generated = theirs(reference(name))
+    def test_the_golden_file_is_what_transformers_says(name, said):
+        logits, generated = said(name)
         if 'SCORE_JAX_WRITE_GOLDEN' in os.environ:
             GOLDEN.mkdir(exist_ok=True)
             np.savez_compressed(GOLDEN / f'{name}.npz', logits=logits, generated=generated.astype(np.uint8))
