@@ -145,9 +145,12 @@ def tables(rows: Sequence[Mapping]) -> str:
              'paper": whether the intervals of delta and of t2 below SCoRe lie on the paper\'s side of 0. Paper: '
              'MATH500, greedy (arXiv 2409.12917).\n']
     for temperature in sorted({row['temperature'] for row in rows}, reverse=True):
-        problems = {row['n'] for row in rows}
+        these = [row for row in rows if row['temperature'] == temperature]
         name = f'temperature {temperature:g}' if temperature else 'greedy'
-        parts += [f'## {name[0].upper() + name[1:]}, {"/".join(map(str, sorted(problems)))} held-out problems a seed\n',
+        size, each = (
+            '/'.join(map(str, sorted({row.get(key, 1) for row in these}))) for key in ('n', 'samples_per_problem'))
+        size += ' held-out problems a seed' + ('' if each == '1' else f', {each} samples of each')
+        parts += [f'## {name[0].upper() + name[1:]}, {size}\n',
                   _table(summary(rows, temperature)), '']
     return '\n'.join(parts)
 

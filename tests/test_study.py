@@ -74,6 +74,12 @@ def test_a_row_says_whether_it_goes_the_way_of_the_paper():
     assert study.agreement({'delta': estimate(3, 1)}, study.METHODS['score'].paper) == 'delta yes'
 
 
+def test_a_table_says_how_many_problems_and_samples_it_stands_on():
+    rows = [row | {'samples_per_problem': 4} if row['temperature'] else row for row in ROWS]
+    assert [line for line in study.tables(rows).splitlines() if line.startswith('#')] == [
+        '## Temperature 1, 100 held-out problems a seed, 4 samples of each', '## Greedy, 100 held-out problems a seed']
+
+
 def test_all_files_are_written_and_stage_2_is_named_score(workdir):
     for path in study.write(workdir):
         assert path.stat().st_size > 100
