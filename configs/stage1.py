@@ -14,7 +14,7 @@ def get_config(preset: str = '') -> ConfigDict:
         config.start_from = 'random'
     elif preset not in models.STAGE1_PRESETS:
         config.before = common.refer(base.get_config(preset if preset in base.PRESETS else ''), config)
-    config.steps = 400  # updates in all
+    config.steps = 700  # updates in all
     config.learning_rate = 1.5e-3  # at its highest
     config.objective = common.objective('stage1', beta1=0.04, beta2=0.5)
     return common.preset(config, PRESETS, preset)
