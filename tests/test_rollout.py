@@ -9,6 +9,7 @@ import pytest
 from helpers import decoder_logits, log_softmax, mesh_of, random_params, tiny
 
 from score_jax import decode, rollout
+from score_jax import model as lm
 from score_jax.errors import UserError
 from score_jax.rollout import RolloutConfig, turn_noise
 from score_jax.sampling import draw
@@ -28,13 +29,14 @@ def model_of(*, tied=True, local=False, **_):
 @functools.cache
 def sampled(
     *, tied=True, local=False, forks=(1, 1), seed=6, step=0, params_seed=0, prompts=None, given=None, stop_at=None,
-    on_turn=None, **changes):
+    on_turn=None, mesh=(1, 1, 1), **changes):
     """A rollout on the host: prompts of 1 to 4 tokens, responses of 1 to 5."""
     values = dict(
         turns=2, max_tokens=5, max_length=32, temperature=0.8, chunk=16, end_tokens=(END, 4), pad_token=7) | changes
-    config = model_of(tied=tied, local=local)
+    config, mesh = model_of(tied=tied, local=local), mesh_of(*mesh)
+    params = jax.device_put(random_params(config, params_seed), lm.shardings(config, mesh))
     trajectory = rollout.sample(
-        random_params(config, params_seed), config, RolloutConfig(**values), mesh_of(1, 1, 1),
+        params, config, RolloutConfig(**values), mesh,
         PROMPTS if prompts is None else [list(p) for p in prompts], INSTRUCTION, forks=forks, seed=seed, step=step,
         given=given and [list(response) for response in given], stop_at=stop_at, on_turn=on_turn)
     return jax.tree.map(np.asarray, trajectory)
@@ -174,6 +176,11 @@ def test_a_local_layer_keeps_no_more_than_it_sees(monkeypatch, chunk, given):
     monkeypatch.setattr(rollout, 'local_slots', lambda *_: None)
     assert_same(got, all_of(**more))
     assert slots and all(a == b for a, b in slots)
+
+
+def test_a_local_layer_keeps_the_same_on_eight_devices():
+    more = dict(local=True, prompts=tuple((1,) * n for n in (1, 12, 9, 4)), chunk=4)
+    assert_same(sampled(**more, mesh=(2, 2, 2)), sampled(**more))
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
